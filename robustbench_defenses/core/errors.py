@@ -1,0 +1,27 @@
+"""Errors that a user can mend, told apart from defects of ours."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Bad input: the command line prints one sentence and exits with 2.
+
+    `message` names the thing and says what is wrong with it; `hint` says what would be right.
+    """
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+def did_you_mean(name: str, known: list[str], listing: str) -> str:
+    """A hint that names close entries of `known` and the command that lists all of them."""
+    import difflib
+
+    close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+    if not close and len(name) >= 3:
+        close = [entry for entry in known if name.lower() in entry][:3]
+    if close:
+        return f"did you mean {' or '.join(repr(entry) for entry in close)}? all: {listing}"
+    return f"all: {listing}"

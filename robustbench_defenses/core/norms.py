@@ -1,0 +1,149 @@
+"""Norms, the one tolerance, budgets, and projections onto ball and box together."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import TYPE_CHECKING, Literal, get_args
+
+from .errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Norm = Literal["linf", "l2", "l1", "l0"]
+NORMS: tuple[str, ...] = get_args(Norm)
+
+RELATIVE_TOLERANCE = 1e-6
+ABSOLUTE_TOLERANCE = 1e-7
+
+
+def largest_allowed(eps: Tensor) -> Tensor:
+    """The largest norm that counts as inside a ball of radius `eps`: the one tolerance we have."""
+    return eps * (1 + RELATIVE_TOLERANCE) + ABSOLUTE_TOLERANCE
+
+
+def distance(a: Tensor, b: Tensor, norm: str) -> Tensor:
+    """Norm of `a - b` per example.
+
+    `a`, `b`: (N, ...) images; returns (N,) in pixel units. Sums run over all pixels and channels,
+    in float64, so that the verdict never hangs on the order of a float32 sum.
+    """
+    difference = (a.double() - b.double()).flatten(1)
+    if norm == "linf":
+        result = difference.abs().amax(1)
+    elif norm == "l2":
+        result = difference.square().sum(1).sqrt()
+    elif norm == "l1":
+        result = difference.abs().sum(1)
+    elif norm == "l0":
+        result = (difference != 0).sum(1).double()
+    else:
+        raise ValueError(f"unknown norm {norm!r}")
+    return result
+
+
+def dual(norm: str) -> str:
+    """The dual norm: gradients are measured in it."""
+    return {"linf": "l1", "l2": "l2", "l1": "linf"}[norm]
+
+
+def per_row(values: Tensor, like: Tensor) -> Tensor:
+    """`values` (N,) shaped (N, 1, ..., 1) to broadcast over `like` (N, ...)."""
+    return values.view(-1, *([1] * (like.dim() - 1)))
+
+
+def project(points: Tensor, centres: Tensor, eps: Tensor, norm: str) -> Tensor:
+    """Project `points` (N, ...) onto the balls of radius `eps` (N,) around `centres` and the box.
+
+    Linf is exact. L2 scales to the sphere, then clips to the box (feasible, the field's usual
+    rule). L1 is the exact projection onto ball and box together (Croce and Hein 2021).
+    """
+    if norm == "linf":
+        radius = per_row(eps, points)
+        return points.minimum(centres + radius).maximum(centres - radius).clamp_(0, 1)
+    if norm == "l2":
+        delta = points - centres
+        length = delta.flatten(1).norm(dim=1)
+        scale = (eps / length.clamp_min(1e-30)).clamp_max(1.0)
+        return (centres + delta * per_row(scale, delta)).clamp_(0, 1)
+    if norm == "l1":
+        return centres + project_l1_box(points - centres, centres, eps)
+    raise ValueError(f"unknown norm {norm!r}")
+
+
+def project_l1_box(delta: Tensor, centres: Tensor, eps: Tensor) -> Tensor:
+    """Nearest point to `delta` with `centres + delta` in [0, 1] and L1 norm at most `eps`.
+
+    d_i = sign(delta_i) clip(|delta_i| - t, 0, room_i) with the smallest t >= 0 that meets the
+    budget. The sum over i is piecewise linear in t with breakpoints |delta_i| - room_i and
+    |delta_i|; sorting them gives t exactly (Croce and Hein 2021, "Mind the box", section 3).
+    """
+    import torch
+
+    shape = delta.shape
+    flat, base = delta.flatten(1).double(), centres.flatten(1).double()  # (N, D)
+    size = flat.abs()
+    room = torch.where(flat > 0, 1 - base, base).clamp_min(0)
+    start, end = (size - room).clamp_min(0), size  # the term falls with slope -1 on [start, end]
+    total = size.minimum(room).sum(1)
+    budget = eps.double()
+    knots, order = torch.cat([start, end], 1).sort(1)  # (N, 2D)
+    change = torch.cat([torch.ones_like(start), -torch.ones_like(end)], 1).gather(1, order)
+    slope = change.cumsum(1)  # number of falling terms right of each knot
+    width = knots.diff(dim=1)
+    fallen = torch.cat([torch.zeros_like(total)[:, None], (slope[:, :-1] * width).cumsum(1)], 1)
+    left = total[:, None] - fallen  # the sum at each knot, falling
+    needed = (left > budget[:, None]).sum(1).clamp_min(1) - 1  # last knot still above the budget
+    at = needed[:, None]
+    excess = left.gather(1, at) - budget[:, None]
+    shift = knots.gather(1, at) + excess / slope.gather(1, at).clamp_min(1)
+    shift = torch.where((total <= budget)[:, None], torch.zeros_like(shift), shift)
+    result = flat.sign() * (size - shift).clamp_min(0).minimum(room)
+    return result.to(delta.dtype).view(shape)
+
+
+def parse_eps(text: str, norm: str = "linf") -> float:
+    """A budget given as a number or a fraction: `0.3`, `8/255`. Nonsense is a `UserError`."""
+    try:
+        value = float(Fraction(text.strip())) if "/" in text else float(text)
+    except ZeroDivisionError:
+        raise UserError(f"eps {text!r} divides by zero") from None
+    except ValueError:
+        raise UserError(f"eps {text!r} is not a number", hint="write 0.3 or 8/255") from None
+    return check_eps(value, norm, text)
+
+
+def check_eps(value: float, norm: str, text: str | None = None) -> float:
+    """`value` if it is a possible budget for `norm`, else a `UserError` with the likely intention."""
+    shown = text or f"{value:g}"
+    if not math.isfinite(value):
+        raise UserError(f"eps {shown} is not a finite number")
+    if value < 0:
+        raise UserError(f"eps {shown} is negative; a budget is a distance in pixel units, >= 0")
+    if norm == "linf" and value > 1:
+        raise UserError(
+            f"Linf eps {shown} is larger than the pixel range [0, 1]",
+            hint=f"{shown} looks like {shown}/255: --eps {shown}/255" if value <= 255 else None,
+        )
+    return value
+
+
+def parse_grid(text: str, norm: str = "linf") -> list[float]:
+    """A grid of budgets: `0:0.5:0.05` (both ends included) or `0,0.1,8/255`; rising, no doubles."""
+    text = text.strip()
+    if ":" in text:
+        parts = text.split(":")
+        if len(parts) != 3:
+            raise UserError(f"eps grid {text!r} needs start:stop:step", hint="for example 0:0.5:0.05")
+        start, stop, step = (parse_eps(part, norm) for part in parts)
+        if step <= 0 or stop < start:
+            raise UserError(f"eps grid {text!r} is empty", hint="start:stop:step with step > 0")
+        count = int((stop - start) / step + 1e-9) + 1
+        if count > 1000:
+            raise UserError(f"eps grid {text!r} has {count} points; at most 1000")
+        return [round(start + step * i, 12) for i in range(count)]
+    values = [parse_eps(part, norm) for part in text.replace(",", " ").split()]
+    if not values:
+        raise UserError("the eps grid is empty", hint="for example --eps-sweep 0:0.5:0.05")
+    return sorted(set(values))

@@ -1,0 +1,1 @@
+"""Runs any attack over any number of examples; makes every model call."""

@@ -1,0 +1,1 @@
+"""What a number means: records, metrics, diagnostics, the result store."""

@@ -1,0 +1,1 @@
+"""Results become tables, curves, pictures and pages."""
