@@ -15,6 +15,21 @@ class UserError(Exception):
         self.hint = hint
 
 
+class Interrupted(Exception):
+    """Work was stopped by the user (Ctrl-C, SIGTERM) after what was finished has been saved.
+
+    `message` says where it stopped and how to go on; the command line prints it and exits with 130.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class Notice(UserWarning):
+    """Something the user should know though nothing is wrong: one line on stderr."""
+
+
 def did_you_mean(name: str, known: list[str], listing: str) -> str:
     """A hint that names close entries of `known` and the command that lists all of them."""
     import difflib

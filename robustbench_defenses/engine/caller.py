@@ -1,0 +1,135 @@
+"""Every model call of a search: gradients, counting, splitting, memory, broken answers.
+
+Weight gradients are never computed: the twin is frozen and only the input asks for a gradient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..core.errors import UserError
+from .losses import loss_of
+from .protocol import Answer, Query, Rows
+from .rows import scatter, take
+from .twin import Twin
+
+
+@dataclass
+class Cost:
+    """Example-passes made: one image through the network once, forward or backward."""
+
+    forward: int = 0
+    backward: int = 0
+
+
+@dataclass
+class Caller:
+    """Asks the twin on behalf of rows; `queries` (N,) int64 counts forward passes per example."""
+
+    twin: Twin
+    subject: str
+    numbers: Tensor  # (N,) the examples' numbers in the data set, for messages
+    queries: Tensor
+    batch_size: int
+    cost: Cost = field(default_factory=Cost)
+
+    def answer(self, query: Query, rows: Rows, fine: Tensor | None) -> Answer:
+        """The answer to `query`; rows where `fine` (B,) is true are asked in float32."""
+        self.queries += torch.bincount(rows.example, minlength=len(self.queries))
+        count = len(query.points)
+        self.cost.forward += count
+        if query.want == "gradient":
+            self.cost.backward += count
+        if fine is None or not bool(fine.any()):
+            return self._whole(query, rows, fine=False)
+        if bool(fine.all()):
+            return self._whole(query, rows, fine=True)
+        parts: list[tuple[Tensor, Answer]] = []
+        for flag in (False, True):
+            index = (fine == flag).nonzero()[:, 0]
+            part = Query(query.points[index], query.want, query.loss, query.logit_scale)
+            parts.append((index, self._whole(part, take(rows, index), fine=flag)))
+
+        def joined(name: str) -> Tensor | None:
+            values = [(index, getattr(part, name)) for index, part in parts]
+            return None if values[0][1] is None else scatter(values, count)
+
+        logits = joined("logits")
+        assert logits is not None
+        return Answer(logits, joined("loss"), joined("gradient"))
+
+    def _whole(self, query: Query, rows: Rows, fine: bool) -> Answer:
+        """One call; halves the batch, and remembers, when the memory does not suffice."""
+        size = min(len(query.points), self.batch_size)
+        while True:
+            try:
+                if size >= len(query.points):
+                    return self._call(query, rows, fine)
+                chunks = torch.arange(len(query.points), device=query.points.device).split(size)
+                answers = []
+                for chunk in chunks:
+                    part = Query(query.points[chunk], query.want, query.loss, query.logit_scale)
+                    answers.append(self._call(part, take(rows, chunk), fine))
+                return _concatenate(answers)
+            except (torch.OutOfMemoryError, MemoryError):
+                if size == 1:
+                    raise
+                size = self.batch_size = max(1, size // 2)
+
+    def _call(self, query: Query, rows: Rows, fine: bool) -> Answer:
+        if query.want == "logits":
+            with torch.no_grad():
+                logits = self.twin(query.points, fine)
+            self._check(logits, rows)
+            return Answer(logits)
+        points = query.points.detach().requires_grad_()
+        with torch.enable_grad():
+            logits = self.twin(points, fine)
+            scaled = logits if query.logit_scale == 1.0 else logits * query.logit_scale
+            loss = loss_of(query.loss)(scaled, rows)
+            # A subject that does not depend on its input has no graph: its gradient is zero.
+            if loss.requires_grad:
+                (gradient,) = torch.autograd.grad(loss.sum(), points, allow_unused=True)
+            else:
+                gradient = None
+        if gradient is None:
+            gradient = torch.zeros_like(query.points)
+        logits = logits.detach()
+        self._check(logits, rows)
+        return Answer(logits, loss.detach(), gradient)
+
+    def _check(self, logits: Tensor, rows: Rows) -> None:
+        check_logits(logits, self.numbers[rows.example], self.subject)
+
+
+def _concatenate(answers: list[Answer]) -> Answer:
+    def joined(name: str) -> Tensor | None:
+        values = [getattr(answer, name) for answer in answers]
+        return None if values[0] is None else torch.cat(values)
+
+    logits = joined("logits")
+    assert logits is not None
+    return Answer(logits, joined("loss"), joined("gradient"))
+
+
+def check_logits(logits: Tensor, numbers: Tensor, subject: str) -> None:
+    """A `UserError` that names the example where `logits` (B, K) are of wrong shape or not finite.
+
+    Infinite logits are allowed for classes that a subject rules out (-inf), NaN and +inf never.
+    """
+    if logits.dim() != 2 or len(logits) != len(numbers):
+        raise UserError(
+            f"{subject} gives logits of shape {tuple(logits.shape)} for {len(numbers)} images",
+            hint="a subject maps images (N, C, H, W) to logits (N, K)",
+        )
+    # One reduction for the usual case: NaN and +inf both survive the sum of the row maxima.
+    if bool(torch.isfinite(logits.sum())):
+        return
+    bad = (torch.isnan(logits) | torch.isposinf(logits)).any(1)
+    if bool(bad.any()):
+        first = int(bad.nonzero()[0, 0])
+        what = "NaN" if bool(torch.isnan(logits[first]).any()) else "infinite logits"
+        raise UserError(f"{subject} gives {what} for test image {int(numbers[first])}")

@@ -1,0 +1,127 @@
+"""Image runs: an attack that must return images, for every example, broken or not.
+
+Used for inner maximisation in training, for transfer and for pictures. Nobody leaves early and
+nothing is judged on the way: what comes back is the last iterate, or the one of highest loss. An
+image that merely was the *first* to be misclassified is a much weaker source for all three
+(first-broken images hardly transfer).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..core import rng
+from ..core.norms import per_row
+from ..core.view import Logits, View
+from .losses import loss_of
+from .protocol import Answer, Attack, Query, Rows
+
+Keep = Literal["last", "best_loss"]
+
+
+@contextlib.contextmanager
+def frozen(*subjects: object) -> Iterator[None]:
+    """Weights ask for no gradient inside; each gets its own flag back."""
+    flags = [
+        (weight, weight.requires_grad)
+        for subject in subjects
+        if isinstance(subject, nn.Module)
+        for weight in subject.parameters()
+    ]
+    try:
+        for weight, _ in flags:
+            weight.requires_grad_(False)
+        yield
+    finally:
+        for weight, flag in flags:
+            weight.requires_grad_(flag)
+
+
+def craft(
+    model: Logits | View,
+    attack: Attack,
+    images: Tensor,
+    labels: Tensor,
+    eps: float | Tensor,
+    *,
+    key: Tensor | None = None,
+    target: Tensor | None = None,
+    keep: Keep = "last",
+    autocast: bool = False,
+) -> Tensor:
+    """Adversarial images (N, C, H, W) of one run of `attack` on all of `images`, as one batch.
+
+    `images` in [0, 1]; `labels`, `target` (N,) int64 (target -1 or None: untargeted); `eps`: a
+    number or (N,), pixel units; `key` (N,) int32: the rows' randomness (default: seed 0 and the
+    position); `autocast`: ask the model under bf16. The model is asked in the mode it is in; its
+    weights get no gradients and keep their flags.
+    """
+    call = model.logits if isinstance(model, View) else model
+    rows = _rows(images, labels, eps, key, target)
+    best: Tensor | None = None
+    best_loss: Tensor | None = None
+    with frozen(call):
+        state = attack.start(rows)
+        while not bool(attack.finished(state, rows).all()):
+            query = attack.ask(state, rows)
+            if keep == "best_loss":
+                asked = query.points.clone()
+            answer = _answer(call, query, rows, autocast)
+            if keep == "best_loss":
+                best, best_loss = _better(best, best_loss, asked, answer.loss)
+            state = attack.tell(state, rows, answer)
+        points: Tensor = attack.last(state)
+        if keep == "best_loss":
+            final = _answer(call, Query(points, "gradient", query.loss), rows, autocast)
+            best, _ = _better(best, best_loss, points, final.loss)
+            points = best
+    return points.detach()
+
+
+def _rows(
+    images: Tensor, labels: Tensor, eps: float | Tensor, key: Tensor | None, target: Tensor | None
+) -> Rows:
+    count = len(images)
+    example = torch.arange(count, device=images.device)
+    budget = torch.as_tensor(eps, dtype=images.dtype, device=images.device).expand(count)
+    return Rows(
+        example=example,
+        images=images,
+        labels=labels,
+        eps=budget.contiguous(),
+        target=torch.full_like(labels, -1) if target is None else target,
+        key=rng.row_keys(0, "craft", example) if key is None else key,
+    )
+
+
+def _answer(call: Any, query: Query, rows: Rows, autocast: bool) -> Answer:
+    points = query.points.detach().requires_grad_()
+    with (
+        torch.enable_grad(),
+        torch.autocast(points.device.type, dtype=torch.bfloat16, enabled=autocast),
+    ):
+        logits = call(points)
+    with torch.enable_grad():
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        loss = loss_of(query.loss)(logits * query.logit_scale, rows)
+        gradient = None
+        if loss.requires_grad:
+            (gradient,) = torch.autograd.grad(loss.sum(), points, allow_unused=True)
+    if gradient is None:
+        gradient = torch.zeros_like(query.points)
+    return Answer(logits.detach(), loss.detach(), gradient)
+
+
+def _better(
+    best: Tensor | None, best_loss: Tensor | None, points: Tensor, loss: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    assert loss is not None
+    if best is None or best_loss is None:
+        return points.clone(), loss
+    higher = loss > best_loss
+    return torch.where(per_row(higher, points), points, best), torch.maximum(loss, best_loss)

@@ -1,0 +1,92 @@
+"""Ask and tell: what an attack says to the engine, and what it hears back.
+
+An attack works on *rows*. A row is one running piece of work: one example at one budget, in one
+restart, perhaps towards one target class. All tensors have the row as first dimension, and every
+counter, step size and schedule position is per row, so one batch mixes budgets, restarts, targets
+and ages. The engine owns `Rows`; the attack owns its state, a dataclass of tensors. An attack makes
+no model call and loops over no examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from torch import Tensor
+
+Want = Literal["logits", "gradient"]
+
+
+@dataclass
+class Rows:
+    """What is fixed while a row runs.
+
+    `example` (B,) int64: position in the block; `images` (B, C, H, W) in [0, 1]: the clean images;
+    `labels` (B,) int64; `eps` (B,) float32, pixel units; `target` (B,) int64: the wanted class, or
+    -1 for an untargeted row; `key` (B,) int32: the row's randomness (`core.rng`).
+    """
+
+    example: Tensor
+    images: Tensor
+    labels: Tensor
+    eps: Tensor
+    target: Tensor
+    key: Tensor
+
+
+# A loss to be *increased*: (logits (B, K), rows) -> (B,). Named ones stand in `engine.losses`.
+Loss = Callable[[Tensor, Rows], Tensor]
+
+
+@dataclass
+class Query:
+    """Points (B, C, H, W) and one wish at them. Logits always come back too.
+
+    `loss`: a name of `engine.losses` or a callable; `logit_scale`: logits are multiplied by it
+    before the loss (not before the verdict).
+    """
+
+    points: Tensor
+    want: Want = "gradient"
+    loss: str | Loss = "ce"
+    logit_scale: float = 1.0
+
+
+@dataclass
+class Answer:
+    """`logits` (B, K) float32; `loss` (B,) and `gradient` (B, C, H, W) where they were wanted."""
+
+    logits: Tensor
+    loss: Tensor | None = None
+    gradient: Tensor | None = None
+
+
+class Attack(Protocol):
+    """What the engine needs of an attack; parameters are the fields of its frozen dataclass."""
+
+    @property
+    def norm(self) -> str:
+        """The norm of the budget: linf, l2 or l1."""
+
+    @property
+    def restarts(self) -> int:
+        """Independent runs per example and budget; an example leaves once one of them broke it."""
+
+    def start(self, rows: Rows) -> Any:
+        """The state of fresh rows."""
+
+    def ask(self, state: Any, rows: Rows) -> Query:
+        """What the rows want to know next."""
+
+    def tell(self, state: Any, rows: Rows, answer: Answer) -> Any:
+        """The state after the answer."""
+
+    def finished(self, state: Any, rows: Rows) -> Tensor:
+        """Rows (B,) bool that need no further answer."""
+
+    def last(self, state: Any) -> Tensor:
+        """The points (B, C, H, W) made by the last update; finished rows have them judged too."""
+
+    def passes(self, classes: int) -> tuple[int, int]:
+        """Declared budget of one run: most forward and backward passes per example."""

@@ -1,0 +1,292 @@
+"""Verdict runs: which examples of a block break, at which budget, and how near.
+
+The loop keeps the batch full: broken and finished rows leave after each round and others take their
+places, so a broken example costs nothing more at any budget or restart. Every asked point is a
+candidate, and so is the point of the last update: k steps score k + 1 points.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core import rng
+from ..core.norms import distance
+from ..core.view import Logits
+from .agenda import Again, Agenda, Item
+from .caller import Caller, Cost
+from .losses import misclassified
+from .protocol import Attack, Rows
+from .rows import join, take
+from .twin import Twin, smallest_margin
+from .verdict import Judge
+
+BATCH_SIZE = 256
+# Rows that end unbroken but came this near (share of the logit range) on a bf16 twin run again in
+# float32: bf16 alone is measurably weaker (APGD), and so few rows are concerned that it costs little.
+RESCUE_MARGIN = 0.02
+
+
+@dataclass(frozen=True)
+class Block:
+    """The examples of one verdict run and what is asked about them.
+
+    `images` (N, C, H, W) in [0, 1]; `labels`, `target` (N,) int64, target -1 for untargeted;
+    `numbers` (N,) int64: their numbers in the data set; `grid`: rising budgets > 0, pixel units.
+    """
+
+    images: Tensor
+    labels: Tensor
+    target: Tensor
+    numbers: Tensor
+    grid: tuple[float, ...]
+    sweep: str = "envelope"
+
+
+@dataclass
+class Trace:
+    """What the diagnostics want to know of the search, per example of the block."""
+
+    zero_start: Tensor  # (N,) bool: gradient exactly zero at the start of a run
+    zero_end: Tensor  # (N,) bool: the same at the last gradient of a run that failed
+    tried: Tensor  # (N,) bool: attacked at all
+    reach: Tensor  # (N,) float64: largest norm(delta) / eps among runs that failed, else NaN
+    loss_rose: Tensor  # (N,) bool: in a failed run the loss ended above its start
+
+
+@dataclass
+class Outcome:
+    """`distance`, `budget` (N,) float64 (inf: not broken); `broken` (E, N) bool; `queries` (N,)."""
+
+    clean_prediction: Tensor
+    distance: Tensor
+    budget: Tensor
+    broken: Tensor
+    queries: Tensor
+    cost: Cost
+    trace: Trace
+
+
+@dataclass
+class _Running:
+    """Rows under way: the engine's and the attack's tensors, and where each row belongs."""
+
+    rows: Rows
+    state: Any
+    budget: Tensor  # (B,) position in the grid
+    restart: Tensor
+    margin: Tensor  # smallest seen
+    first_loss: Tensor
+    age: Tensor
+
+    def __len__(self) -> int:
+        return len(self.budget)
+
+
+@dataclass
+class Search:
+    """One attack on one block. `report(done)` is told how many examples are decided for good."""
+
+    attack: Attack
+    twin: Twin
+    deployed: Logits
+    block: Block
+    subject: str = "the subject"
+    seed: int = 0
+    attack_name: str = "attack"
+    batch_size: int = BATCH_SIZE
+    report: Callable[[int, int], None] | None = None
+
+    def run(self) -> Outcome:
+        """Attack every example that is classified correctly, at every budget of the grid."""
+        block = self.block
+        device, count = block.images.device, len(block.images)
+        queries = torch.zeros(count, dtype=torch.int64, device=device)
+        cost = Cost()
+        self._caller = Caller(
+            self.twin, self.subject, block.numbers, queries, self.batch_size, cost
+        )
+        self._judge = Judge(self.deployed, self.subject, block.numbers, cost)
+        everyone = torch.arange(count, device=device)
+        clean = self._judge.logits(block.images, everyone).argmax(1)
+        queries += 1
+        correct = clean == block.labels
+        infinite = torch.full((count,), torch.inf, dtype=torch.float64, device=device)
+        self._out = Outcome(
+            clean_prediction=clean,
+            distance=torch.where(correct, infinite, 0.0),
+            budget=torch.where(correct, infinite, 0.0),
+            broken=(~correct).repeat(len(block.grid), 1),
+            queries=queries,
+            cost=cost,
+            trace=_empty_trace(count, device),
+        )
+        self._grid = torch.tensor(block.grid, dtype=torch.float64, device=device)
+        self._keys = rng.row_keys(self.seed, self.attack_name, block.numbers)
+        self._near: list[Item] = []
+        agenda = Agenda(
+            correct.nonzero()[:, 0].tolist(), len(block.grid), self.attack.restarts, block.sweep
+        )
+        self._loop(agenda, fine=False)
+        if self.twin.autocast and self._near:
+            near = sorted(set(self._near), key=lambda item: (item.budget, item))
+            self._loop(Again(agenda, deque(near)), fine=True)
+        return self._out
+
+    def _loop(self, agenda: Agenda | Again, fine: bool) -> None:
+        running: _Running | None = None
+        while True:
+            alive = 0 if running is None else len(running)
+            items = agenda.take(self.batch_size - alive, alive)
+            if items:
+                running = join(running, self._begin(items))
+            if running is None or len(running) == 0:
+                return
+            running = self._step(running, agenda, fine)
+            if self.report is not None:
+                decided = int(torch.isfinite(self._out.distance).sum())
+                self.report(decided, len(self._out.distance))
+
+    def _begin(self, items: list[Item]) -> _Running:
+        """Fresh rows for `items`."""
+        block = self.block
+        device = block.images.device
+        example, budget, restart = torch.tensor(items, dtype=torch.int64, device=device).unbind(1)
+        rows = Rows(
+            example=example,
+            images=block.images[example],
+            labels=block.labels[example],
+            eps=self._grid[budget].to(block.images.dtype),
+            target=block.target[example],
+            key=rng.fold(self._keys[example], restart.to(torch.int32)),
+        )
+        zeros = torch.zeros(len(items), device=device)
+        return _Running(
+            rows=rows,
+            state=self.attack.start(rows),
+            budget=budget,
+            restart=restart,
+            margin=zeros + torch.inf,
+            first_loss=zeros.clone(),
+            age=torch.zeros_like(example),
+        )
+
+    def _step(self, running: _Running, agenda: Agenda | Again, fine: bool) -> _Running:
+        """One question, its verdicts, and the rows that go on."""
+        rows = running.rows
+        query = self.attack.ask(running.state, rows)
+        mask = torch.ones_like(rows.example, dtype=torch.bool) if fine else None
+        answer = self._caller.answer(query, rows, mask)
+        wrong = misclassified(answer.logits, rows.labels, rows.target)
+        claimed = wrong.nonzero()[:, 0]
+        points = query.points[claimed]  # a copy: `tell` may move the points in place
+        near = smallest_margin(answer.logits, rows.labels, rows.target).to(running.margin)
+        running.margin = torch.minimum(running.margin, near)
+        self._watch_start(running, answer.gradient, answer.loss)
+        running.state = self.attack.tell(running.state, rows, answer)
+        running.age += 1
+        done = self.attack.finished(running.state, rows)
+        ending = done.nonzero()[:, 0]
+        last = self.attack.last(running.state)[ending]
+        broken = self._verdict(
+            torch.cat([points, last]), torch.cat([claimed, ending]), running, agenda
+        )
+        self._watch_end(running, done & ~broken, last, ending, answer.gradient, answer.loss)
+        return self._leave(running, broken, done, agenda, fine)
+
+    def _verdict(
+        self, points: Tensor, where: Tensor, running: _Running, agenda: Agenda | Again
+    ) -> Tensor:
+        """Judge `points` of the rows `where`; returns which rows (B,) broke."""
+        broken = torch.zeros(len(running), dtype=torch.bool, device=points.device)
+        if len(where) == 0:
+            return broken
+        rows = take(running.rows, where)
+        budget = running.budget[where]
+        counts, length = self._judge.judge(
+            points, rows.images, rows.labels, rows.target, self._grid[budget],
+            self.attack.norm, rows.example,
+        )  # fmt: skip
+        hit = counts.nonzero()[:, 0]
+        if len(hit) == 0:
+            return broken
+        broken[where[hit]] = True
+        out, example = self._out, rows.example[hit]
+        out.distance.scatter_reduce_(0, example, length[hit], "amin")
+        out.budget.scatter_reduce_(0, example, self._grid[budget[hit]], "amin")
+        out.broken[budget[hit], example] = True
+        restart = running.restart[where[hit]]
+        for item in zip(example.tolist(), budget[hit].tolist(), restart.tolist()):
+            agenda.succeed(Item(*item))
+        return broken
+
+    def _leave(
+        self, running: _Running, broken: Tensor, done: Tensor, agenda: Agenda | Again, fine: bool
+    ) -> _Running:
+        """Drop broken, finished and worthless rows."""
+        if not bool((broken | done).any()):
+            return running
+        rows = zip(
+            running.rows.example.tolist(), running.budget.tolist(), running.restart.tolist()
+        )
+        items = [Item(*row) for row in rows]
+        ended, failed = (broken | done).tolist(), (done & ~broken).tolist()
+        close = (running.margin < RESCUE_MARGIN).tolist()
+        staying = []
+        for position, item in enumerate(items):
+            if ended[position] or agenda.worthless(item):
+                agenda.leave(item)
+                if failed[position] and close[position] and not fine:
+                    self._near.append(item)
+            else:
+                staying.append(position)
+        if len(staying) == len(items):
+            return running
+        return take(running, torch.tensor(staying, dtype=torch.int64, device=broken.device))
+
+    def _watch_start(
+        self, running: _Running, gradient: Tensor | None, loss: Tensor | None
+    ) -> None:
+        trace, fresh = self._out.trace, running.age == 0
+        if not bool(fresh.any()):
+            return
+        trace.tried[running.rows.example[fresh]] = True
+        if gradient is None or loss is None:
+            return
+        zero = fresh & (gradient.flatten(1) == 0).all(1)
+        trace.zero_start[running.rows.example[zero]] = True
+        running.first_loss = torch.where(fresh, loss.to(running.first_loss), running.first_loss)
+
+    def _watch_end(
+        self, running: _Running, failed: Tensor, last: Tensor, ending: Tensor,
+        gradient: Tensor | None, loss: Tensor | None,
+    ) -> None:  # fmt: skip
+        keep = failed[ending]
+        index = ending[keep]
+        if len(index) == 0:
+            return
+        trace, rows = self._out.trace, take(running.rows, index)
+        used = distance(last[keep], rows.images, self.attack.norm) / rows.eps.double()
+        known = trace.reach[rows.example]
+        trace.reach[rows.example] = torch.where(known.isnan(), used, known.maximum(used))
+        if gradient is not None and loss is not None:
+            zero = (gradient[index].flatten(1) == 0).all(1)
+            trace.zero_end[rows.example[zero]] = True
+            rose = loss[index].to(running.first_loss) > running.first_loss[index]
+            trace.loss_rose[rows.example[rose]] = True
+
+
+def _empty_trace(count: int, device: torch.device) -> Trace:
+    no = torch.zeros(count, dtype=torch.bool, device=device)
+    return Trace(
+        zero_start=no.clone(),
+        zero_end=no.clone(),
+        tried=no.clone(),
+        reach=torch.full((count,), torch.nan, dtype=torch.float64, device=device),
+        loss_rose=no.clone(),
+    )
