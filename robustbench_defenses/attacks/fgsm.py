@@ -1,6 +1,6 @@
 """Fast gradient sign method: one step as long as the budget allows.
 
-x' = P(x + eps * direction(grad L(x, y)))                       (Goodfellow, Shlens, Szegedy 2015, eq. 1)
+x' = P(x + eps * direction(grad L(x, y)))                 (Goodfellow, Shlens, Szegedy 2015, eq. 1)
 
 With `random_start` the step begins at a uniform point of the ball ("fast" training of Wong, Rice,
 Kolter 2020 uses it with `rel_step` 1.25).
@@ -24,7 +24,10 @@ CARD = {
     "aliases": ["fgm"],
     "variants": {
         "fgsm_linf": {"set": {"norm": "linf"}, "summary": "FGSM in the Linf ball"},
-        "fgsm_l2": {"set": {"norm": "l2"}, "summary": "One normalised gradient step in the L2 ball"},
+        "fgsm_l2": {
+            "set": {"norm": "l2"},
+            "summary": "One normalised gradient step in the L2 ball",
+        },
         "fgsm_l1": {"set": {"norm": "l1"}, "summary": "One SLIDE step in the L1 ball"},
     },
     "cost": "one forward and backward pass",
@@ -87,3 +90,7 @@ class FGSM:
     def passes(self, classes: int) -> tuple[int, int]:
         """One forward and one backward pass."""
         return 1, 1
+
+    def travel(self, eps: float) -> float:
+        """The farthest that the steps can go, pixel units."""
+        return self.rel_step * eps

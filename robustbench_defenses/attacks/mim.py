@@ -1,7 +1,10 @@
 """Momentum iterative method (MI-FGSM): steps along a running mean of normalised gradients.
 
-g_{t+1} = mu g_t + grad L(x_t, y) / ||grad L(x_t, y)||_1                    (Dong et al. 2018, eq. 6)
+x_0 = x
+g_{t+1} = mu g_t + grad L(x_t, y) / ||grad L(x_t, y)||_1                (Dong et al. 2018, eq. 6)
 x_{t+1} = P(x_t + a * direction(g_{t+1}))                                                    (eq. 7)
+
+Without a past (mu = 0) this is the basic iterative method, `bim` (Kurakin et al. 2017, 2.2).
 """
 
 from __future__ import annotations
@@ -19,11 +22,17 @@ from .gradient import ascend, step_sizes
 CARD = {
     "object": "MIM",
     "version": 1,
-    "source": "Dong et al. 2018, equations 6 and 7",
+    "source": "Dong et al. 2018, equations 6 and 7; bim: Kurakin et al. 2017, section 2.2",
     "aliases": ["mifgsm", "mi_fgsm"],
     "variants": {
         "mim_linf": {"set": {"norm": "linf"}, "summary": "MIM in the Linf ball"},
         "mim_l2": {"set": {"norm": "l2"}, "summary": "MIM in the L2 ball"},
+        "bim": {
+            "set": {"decay": 0.0},
+            "summary": "Basic iterative method: gradient steps inside the ball, from the image",
+        },
+        "bim_linf": {"set": {"decay": 0.0}, "summary": "BIM in the Linf ball"},
+        "bim_l2": {"set": {"decay": 0.0, "norm": "l2"}, "summary": "BIM in the L2 ball"},
     },
     "cost": "steps forward and backward passes",
     "differences": (
@@ -109,3 +118,9 @@ class MIM:
     def passes(self, classes: int) -> tuple[int, int]:
         """`steps` forward and backward passes."""
         return self.steps, self.steps
+
+    def travel(self, eps: float) -> float:
+        """The farthest that the steps can go, pixel units."""
+        if self.step_size is not None:
+            return self.steps * self.step_size
+        return (1.0 if self.rel_step is None else self.steps * self.rel_step) * eps

@@ -1,6 +1,6 @@
 """Projected gradient descent: many small steps up the loss inside the ball, from a random start.
 
-x_0 = x + uniform start;  x_{t+1} = P(x_t + a * direction(grad L(x_t, y)))          (Madry et al., 2.1)
+x_0 = x + uniform start;  x_{t+1} = P(x_t + a * direction(grad L(x_t, y)))       (Madry et al., 2.1)
 
 P projects onto ball and box; the direction is the steepest one of the norm: the sign (Linf), the
 normalised gradient (L2), equal steps along the largest entries with room (L1, SLIDE of Tramer and
@@ -86,10 +86,14 @@ class PGD:
     def start(self, rows: Rows) -> State:
         """Fresh rows at their start points."""
         points = uniform_start(rows, self.norm) if self.random_start else rows.images.clone()
-        relative = self.rel_step
-        if relative is None:
-            relative = 0.25 if self.norm == "l1" else 2.5 / self.steps
-        return State(points, torch.zeros_like(rows.labels), step_sizes(rows, self.step_size, relative))
+        step = step_sizes(rows, self.step_size, self._relative())
+        return State(points, torch.zeros_like(rows.labels), step)
+
+    def _relative(self) -> float:
+        """First step size as a share of eps; the default reaches any point of the ball."""
+        if self.rel_step is not None:
+            return self.rel_step
+        return 0.25 if self.norm == "l1" else 2.5 / self.steps
 
     def ask(self, state: State, rows: Rows) -> Query:
         """The gradient of the loss at the current points."""
@@ -116,3 +120,9 @@ class PGD:
     def passes(self, classes: int) -> tuple[int, int]:
         """`steps` forward and backward passes."""
         return self.steps, self.steps
+
+    def travel(self, eps: float) -> float:
+        """The farthest that the steps can go, pixel units."""
+        if self.step_size is not None:
+            return self.steps * self.step_size
+        return self._relative() * eps * self.steps

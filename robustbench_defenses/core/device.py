@@ -42,7 +42,7 @@ def machine(device: str = "auto", precision: str = "auto", threads: int | None =
     if precision == "auto":
         precision = "bf16" if has_fast_bf16(chosen) else "fp32"
     if chosen.type == "cuda":
-        # Verdicts are float32 in the strict sense: TF32 is off wherever a float32 pass is asked for.
+        # Verdicts are float32 in the strict sense: TF32 only where it was asked for.
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
         torch.backends.cudnn.allow_tf32 = precision == "tf32"
     return Machine(chosen, precision, torch.get_num_threads())
@@ -78,7 +78,5 @@ def has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
-        return bool(
-            torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-        )
+        return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
     return False

@@ -15,7 +15,7 @@ class UserError(Exception):
         self.hint = hint
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 (it is not an error)
     """Work was stopped by the user (Ctrl-C, SIGTERM) after what was finished has been saved.
 
     `message` says where it stopped and how to go on; the command line prints it and exits with 130.

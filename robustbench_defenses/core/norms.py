@@ -115,7 +115,7 @@ def parse_eps(text: str, norm: str = "linf") -> float:
 
 
 def check_eps(value: float, norm: str, text: str | None = None) -> float:
-    """`value` if it is a possible budget for `norm`, else a `UserError` with the likely intention."""
+    """`value` if it is a possible budget for `norm`, else a `UserError` that says why not."""
     shown = text or f"{value:g}"
     if not math.isfinite(value):
         raise UserError(f"eps {shown} is not a finite number")
@@ -135,7 +135,9 @@ def parse_grid(text: str, norm: str = "linf") -> list[float]:
     if ":" in text:
         parts = text.split(":")
         if len(parts) != 3:
-            raise UserError(f"eps grid {text!r} needs start:stop:step", hint="for example 0:0.5:0.05")
+            raise UserError(
+                f"eps grid {text!r} needs start:stop:step", hint="for example 0:0.5:0.05"
+            )
         start, stop, step = (parse_eps(part, norm) for part in parts)
         if step <= 0 or stop < start:
             raise UserError(f"eps grid {text!r} is empty", hint="start:stop:step with step > 0")

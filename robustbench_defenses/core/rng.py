@@ -45,6 +45,13 @@ def row_keys(seed: int, name: str, index: Tensor) -> Tensor:
     return fold(torch.full_like(index, start, dtype=torch.int32), index.to(torch.int32))
 
 
+def run_keys(seed: int, name: str, index: Tensor, restart: Tensor | int = 0) -> Tensor:
+    """Keys (N,) int32 of one run of an attack: by seed, attack, example and restart."""
+    if isinstance(restart, Tensor):
+        restart = restart.to(torch.int32)
+    return fold(row_keys(seed, name, index), restart)
+
+
 def uniform(key: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
     """Numbers in [0, 1): (N, *shape), row i a function of `key[i]` alone."""
     count = math.prod(shape)

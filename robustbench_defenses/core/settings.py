@@ -9,7 +9,8 @@ from __future__ import annotations
 import ast
 import functools
 import math
-from collections.abc import Sequence
+import numbers
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -48,6 +49,20 @@ class Param:
         """The type in the words of a user: choices as `linf | l2`, the rest as written."""
         return " | ".join(_shown(member) for member in members(_parsed(self.type)))
 
+    def document(self) -> dict[str, Any]:
+        """The parameter in JSON's terms."""
+        return {
+            "name": self.name,
+            "type": self.type,
+            "default": plain(self.default),
+            "required": self.required,
+            "unit": self.unit,
+            "help": self.help,
+            "papers": plain(self.papers or {}),
+            "min": self.minimum,
+            "max": self.maximum,
+        }
+
     def fit(self, value: object, owner: str) -> Any:
         """`value` (text is converted) if it fits type and range, else a `UserError`."""
         try:
@@ -83,6 +98,17 @@ def shown(value: object) -> str:
     if isinstance(value, list | tuple):
         return ",".join(shown(item) for item in value)
     return str(value)
+
+
+def plain(value: Any) -> Any:
+    """`value` in JSON's terms: infinities and keys as text, tuples as lists."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
 
 
 def check_type(node: ast.expr) -> None:
@@ -201,7 +227,8 @@ def _convert_one(value: object, member: ast.expr) -> Any:
 
 
 def _integer(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | str):
+    # numbers.Integral and numbers.Real: numpy's scalars are welcome too.
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral | str):
         raise ValueError
     return int(value)
 
@@ -212,7 +239,7 @@ def _number(value: object) -> float:
             number = float(Fraction(value.strip())) if "/" in value else float(value)
         except (ZeroDivisionError, OverflowError):
             raise ValueError from None
-    elif isinstance(value, bool) or not isinstance(value, int | float):
+    elif isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ValueError
     else:
         number = float(value)

@@ -10,11 +10,11 @@ and adds, at every tapped layer, a pull towards the centre of the class and a pu
     VAR  = sum_i (1 - Q_ii)^2 + lambda sum_{i != j} Q_ij^2                                    (10)
     LOSS = CE(x) + CE(x') + sum over layers ( L_AR + alpha VAR )                              (12)
 
-`--variant code` (default) follows the published code: squared distances, a second set of centres for
-the push, its weight 0.001, VAR weighted 0.01/32 and only after 7 % of stage 2, centres and projectors
-by SGD with rescaled gradients, means over the 2B images. `--variant paper` is what is printed.
-Deployed: the logits (rule=softmax, as in the code), or the nearest centre (rule=nearest_centre,
-equation 9).
+`--variant code` (default) follows the published code: squared distances, a second set of centres
+for the push, its weight 0.001, VAR weighted 0.01/32 and only after 7 % of stage 2, centres and
+projectors by SGD with rescaled gradients, means over the 2B images. `--variant paper` is what is
+printed. Deployed: the logits (rule=softmax, as in the code), or the nearest centre
+(rule=nearest_centre, equation 9).
 """
 
 from __future__ import annotations
@@ -32,9 +32,19 @@ from ..core import rng
 from ..core.errors import UserError
 from ..engine.craft import craft
 from . import schedules
-from .aicr_losses import Centres, attract, cross_correlation, distances, projector, repulse, variance
-from .base import Batch, Optimiser, Parts, Phase, RobustCheck, Setup, Terms
-from .base import check_options, optimiser  # fmt: skip
+from .aicr_centres import Centres, NearestCentre, geometry, key_of, start_at_class_means
+from .aicr_losses import attract, cross_correlation, projector, repulse, variance
+from .base import (
+    Batch,
+    Optimiser,
+    Parts,
+    Phase,
+    RobustCheck,
+    Setup,
+    Terms,
+    check_options,
+    optimiser,
+)
 
 CARD = {
     "object": "AICR",
@@ -74,7 +84,12 @@ CARD = {
         "repulse_weight": {"min": 0, "help": "weight of the push", "papers": {"aicr": 1}},
         "alpha": {"min": 0, "help": "weight of VAR; code: 0.01/32", "papers": {"aicr": 1}},
         "off_diagonal": {"min": 0, "help": "lambda of equation 10", "papers": {"aicr": 0.005}},
-        "variance_start": {"unit": "share of stage 2", "min": 0, "max": 1, "help": "VAR is off before"},
+        "variance_start": {
+            "unit": "share of stage 2",
+            "min": 0,
+            "max": 1,
+            "help": "VAR is off before",
+        },
         "mean_over_views": {"help": "mean over the 2B images (code) or sum of both views' means"},
         "centre_init": {"help": "centres start at N(0, 1), or at the class means of stage 1"},
         "attract_rate": {"min": 0, "help": "SGD rate of the centres"},
@@ -84,7 +99,12 @@ CARD = {
         "projector_width": {"unit": "neurons", "min": 1, "papers": {"aicr": 1024}},
         "projector_depth": {"unit": "layers", "min": 0, "max": 3, "papers": {"aicr": 1}},
         "taps": {"help": "tapped layers; none given: all that the network names"},
-        "pretrain_epochs": {"unit": "epochs", "min": 0, "help": "stage 1", "papers": {"mnist": 150}},
+        "pretrain_epochs": {
+            "unit": "epochs",
+            "min": 0,
+            "help": "stage 1",
+            "papers": {"mnist": 150},
+        },
         "pretrain_decay": {"min": 0, "help": "weight decay of stage 1"},
     },
     "datasets": {"cifar10": {"eps_low": 0.01, "eps_high": 0.03}},
@@ -149,7 +169,7 @@ class AICR:
         if self.variance:
             size, depth = self.projector_width, self.projector_depth
             parts["projectors"] = nn.ModuleDict(
-                {name: projector(width, size, depth) for name, width in widths.items()}
+                {key_of(name): projector(width, size, depth) for name, width in widths.items()}
             )
         return parts
 
@@ -157,7 +177,9 @@ class AICR:
         known = [name for name in available if name != "logits"]
         for name in self.taps:
             if name not in known:
-                raise UserError(f"the network has no tap {name!r}", hint=f"taps: {', '.join(known)}")
+                raise UserError(
+                    f"the network has no tap {name!r}", hint=f"taps: {', '.join(known)}"
+                )
         return list(self.taps) or known
 
     def phases(self, setup: Setup, parts: Parts) -> Iterator[Phase]:
@@ -176,7 +198,12 @@ class AICR:
                 schedule=schedules.constant,
             )
             yield Phase(
-                "pretrain", self.pretrain_epochs, (steps,), clean, trains=("network",), selects=False
+                "pretrain",
+                self.pretrain_epochs,
+                (steps,),
+                clean,
+                trains=("network",),
+                selects=False,
             )
 
         def loss(batch: Batch) -> Terms:
@@ -189,7 +216,8 @@ class AICR:
         def monitor(images: Tensor, labels: Tensor) -> dict[str, float]:
             return geometry(setup, parts, images, labels)
 
-        adversarial = self.perturbation == "fgsm"
+        fgsm = self.perturbation == "fgsm"
+        strong = RobustCheck(PGD(steps=10, rel_step=0.25), self.eps_high)
         yield Phase(
             "aicr",
             settings.epochs,
@@ -197,7 +225,7 @@ class AICR:
             loss,
             begin=begin,
             monitor=monitor,
-            robust=RobustCheck(PGD(steps=10, rel_step=0.25), self.eps_high) if adversarial else None,
+            robust=strong if fgsm else None,
         )
 
     def _optimisers(self, setup: Setup, parts: Parts) -> tuple[Optimiser, ...]:
@@ -257,7 +285,7 @@ class AICR:
             if with_variance:
                 projectors = parts["projectors"]
                 assert isinstance(projectors, nn.ModuleDict)
-                projected = setup.forward(projectors[name], features)
+                projected = setup.forward(projectors[key_of(name)], features)
                 q = cross_correlation(projected[:size], projected[size:])
                 decorrelation = decorrelation + variance(q, self.off_diagonal)
         terms = {
@@ -282,74 +310,8 @@ class AICR:
         return NearestCentre(parts["network"], centres, options.get("tap", centres.names[-1]))
 
 
-class NearestCentre(nn.Module):
-    """Equation 9 as scores: z_k = -|h - c_k|^2 at one tap; images (N, C, H, W) to (N, K)."""
-
-    def __init__(self, network: nn.Module, centres: Centres, tap: str) -> None:
-        super().__init__()
-        self.network, self.centres, self.tap = network, centres, tap
-        self.tap_names: tuple[str, ...] = tuple(network.tap_names)  # type: ignore[arg-type]
-
-    def tapped(self, images: Tensor) -> dict[str, Tensor]:
-        """The network's taps, with the scores as `logits`."""
-        taps: dict[str, Tensor] = self.network.tapped(images)  # type: ignore[operator]
-        features = taps[self.tap].flatten(1)
-        scores = -distances(features, self.centres.of(self.tap).to(features.dtype), squared=True)
-        return {**taps, "logits": scores}
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.tapped(images)["logits"]
-
-
 def sign_noise(images: Tensor, eps: float, key: Tensor) -> Tensor:
     """clip(x + eps * sign(n), 0, 1), n ~ N(0, I): images (B, C, H, W), `key` (B,) int32."""
     # The sign of a normal number is a fair coin.
     heads = rng.uniform(key, tuple(images.shape[1:])) < 0.5
     return torch.where(heads, images + eps, images - eps).clamp_(0, 1)
-
-
-@torch.no_grad()
-def start_at_class_means(setup: Setup, parts: Parts) -> None:
-    """Put the attractive centres at the class means of the training images' features.
-
-    Centres at N(0, 1) lie far from the features of stage 1, and the squared pull towards them
-    destroys what stage 1 learnt. A class without images keeps its random centre.
-    """
-    network, centres = parts["network"], parts["centres"]
-    assert isinstance(centres, Centres)
-    network.eval()
-    sums = {name: torch.zeros_like(centres.of(name), dtype=torch.float64) for name in centres.names}
-    counts = torch.zeros(setup.classes, dtype=torch.float64, device=setup.device)
-    for images, labels in setup.examples():
-        taps = setup.tapped(network, images)
-        counts += torch.bincount(labels, minlength=setup.classes)
-        for name, total in sums.items():
-            total.index_add_(0, labels, taps[name].flatten(1).double())
-    seen = counts > 0
-    for name, total in sums.items():
-        centres.of(name)[seen] = (total[seen] / counts[seen, None]).to(centres.of(name).dtype)
-
-
-@torch.no_grad()
-def geometry(setup: Setup, parts: Parts, images: Tensor, labels: Tensor) -> dict[str, float]:
-    """What tells a healthy run from a collapsed one, on held-out images (N, C, H, W).
-
-    Per tap: mean feature norm, mean distance between attractive centres, mean norm of the repulsive
-    ones, nearest-centre accuracy; and the median logit margin.
-    """
-    taps = setup.tapped(parts["network"], images)
-    centres, repulsive = parts["centres"], parts.get("repulsive")
-    assert isinstance(centres, Centres)
-    logits = taps["logits"]
-    own = logits.gather(1, labels[:, None])[:, 0]
-    others = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
-    found = {"margin": (own - others).median().item()}
-    for name in centres.names:
-        features, points = taps[name].flatten(1), centres.of(name)
-        nearest = distances(features, points, squared=True).argmin(1)
-        found[f"feature_norm.{name}"] = features.norm(dim=1).mean().item()
-        found[f"centre_distance.{name}"] = F.pdist(points).mean().item()
-        found[f"nearest_centre.{name}"] = (nearest == labels).double().mean().item()
-        if isinstance(repulsive, Centres):
-            found[f"repulsive_norm.{name}"] = repulsive.of(name).norm(dim=1).mean().item()
-    return found

@@ -1,4 +1,4 @@
-"""The loss terms of AICR, equation by equation, and the modules that only they train."""
+"""The loss terms of AICR, equation by equation, and the projector that only they train."""
 
 from __future__ import annotations
 
@@ -7,22 +7,6 @@ from torch import Tensor, nn
 
 # The published code keeps squared distances within these bounds.
 SMALLEST, LARGEST = 1e-12, 1e12
-
-
-class Centres(nn.Module):
-    """One centre per class and tap, started at N(0, 1): parameters (K, d) by tap name."""
-
-    def __init__(self, widths: dict[str, int], classes: int) -> None:
-        super().__init__()
-        self.names = list(widths)
-        self.points = nn.ParameterDict(
-            {name: nn.Parameter(torch.randn(classes, width)) for name, width in widths.items()}
-        )
-
-    def of(self, name: str) -> Tensor:
-        """The centres (K, d) of one tap."""
-        points: Tensor = self.points[name]
-        return points
 
 
 def distances(features: Tensor, centres: Tensor, squared: bool) -> Tensor:

@@ -86,7 +86,9 @@ def schedule_of(settings: TrainSettings) -> Schedule:
     if settings.schedule == "cosine":
         return schedules.cosine(settings.warmup)
     if settings.schedule == "linear":
-        return schedules.linear(settings.warmup, max(settings.warmup, settings.hold), settings.floor)
+        return schedules.linear(
+            settings.warmup, max(settings.warmup, settings.hold), settings.floor
+        )
     return schedules.constant
 
 

@@ -1,6 +1,6 @@
 """Natural training: cross-entropy on clean images, no defense; the twin every defense is held to.
 
-    min E[ CE(f(x), y) ]
+min E[ CE(f(x), y) ]
 """
 
 from __future__ import annotations

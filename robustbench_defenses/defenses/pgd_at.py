@@ -29,7 +29,12 @@ CARD = {
     "models": {"*": "lenet"},
     "params": {
         "norm": {"help": "norm of the training budget"},
-        "eps": {"unit": "pixel units", "min": 0, "help": "training budget", "papers": {"mnist": 0.3}},
+        "eps": {
+            "unit": "pixel units",
+            "min": 0,
+            "help": "training budget",
+            "papers": {"mnist": 0.3},
+        },
         "steps": {"unit": "iterations", "min": 1, "help": "PGD steps", "papers": {"mnist": 40}},
         "rel_step": {"unit": "share of eps", "min": 0, "help": "step", "papers": {"mnist": 0.0333}},
         "random_start": {"help": "start at a uniform point of the ball"},

@@ -5,6 +5,9 @@ until it breaks; what broke at a budget counts as broken at all larger ones. In 
 sweep every budget is attacked afresh. Free places are filled with later restarts of examples that
 are still running; later budgets of one example are started ahead of time only when the batch would
 otherwise be almost empty, because a success at the smaller budget makes them worthless.
+
+The success that counts is the first in order of (budget, restart), whichever came first in time, so
+an outcome does not depend on what happened to run side by side.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ class _Unit:
     items: list[Item]
     position: int = 0
     running: int = 0
+    counted: int = 0  # items that ended or became worthless
 
 
 @dataclass
@@ -43,8 +47,8 @@ class Agenda:
     budgets: int
     restarts: int
     sweep: str
-    fallen: dict[int, int] = field(default_factory=dict)  # envelope: smallest broken budget
-    broken: set[tuple[int, int]] = field(default_factory=set)  # (example, budget)
+    first: dict[int, tuple[int, int]] = field(default_factory=dict)  # example: (budget, restart)
+    broken: dict[tuple[int, int], int] = field(default_factory=dict)  # (example, budget): restart
 
     def __post_init__(self) -> None:
         self._units: dict[tuple[int, int], _Unit] = {}
@@ -56,6 +60,8 @@ class Agenda:
                 items = [Item(example, one, restart) for one in mine for restart in starts]
                 if items:
                     self._units[self._name(items[0])] = _Unit(items)
+        self._total = sum(len(unit.items) for unit in self._units.values())
+        self._ended = 0
         self._ready = deque(self._units)
         self._busy: dict[tuple[int, int], None] = {}
 
@@ -65,24 +71,41 @@ class Agenda:
     def worthless(self, item: Item) -> bool:
         """True when a success already decides what `item` could tell."""
         if self.sweep == "envelope":
-            return item.budget >= self.fallen.get(item.example, self.budgets)
-        return (item.example, item.budget) in self.broken
+            known = self.first.get(item.example)
+            return known is not None and (item.budget, item.restart) >= known
+        restart = self.broken.get((item.example, item.budget))
+        return restart is not None and item.restart >= restart
 
-    def succeed(self, item: Item) -> None:
-        """Note that the example fell at the item's budget."""
-        self.broken.add((item.example, item.budget))
-        known = self.fallen.get(item.example, self.budgets)
-        self.fallen[item.example] = min(known, item.budget)
+    def succeed(self, item: Item) -> bool:
+        """Note that the example fell at the item's budget; True when no earlier success counts."""
+        place = (item.example, item.budget)
+        self.broken[place] = min(item.restart, self.broken.get(place, item.restart))
+        mine = (item.budget, item.restart)
+        known = self.first.get(item.example)
+        if known is not None and known <= mine:
+            return False
+        self.first[item.example] = mine
+        return True
 
     def leave(self, item: Item) -> None:
         """Note that a running item has ended, whatever came of it."""
         name = self._name(item)
         unit = self._units[name]
         unit.running -= 1
+        counted = unit.counted + 1
         if unit.running == 0:
             self._busy.pop(name, None)
             if self._peek(unit) is not None:
                 self._ready.append(name)
+            else:
+                counted = len(unit.items)
+        self._ended += counted - unit.counted
+        unit.counted = counted
+
+    @property
+    def share(self) -> float:
+        """Share of all items that ended or became worthless."""
+        return self._ended / max(1, self._total)
 
     def _peek(self, unit: _Unit) -> Item | None:
         while unit.position < len(unit.items):
@@ -132,7 +155,7 @@ class Agenda:
 class Again:
     """An agenda of given items, for runs that are repeated in float32."""
 
-    first: Agenda
+    agenda: Agenda
     items: deque[Item]
 
     def take(self, free: int, running: int) -> list[Item]:
@@ -146,11 +169,16 @@ class Again:
 
     def worthless(self, item: Item) -> bool:
         """As the first agenda says."""
-        return self.first.worthless(item)
+        return self.agenda.worthless(item)
 
-    def succeed(self, item: Item) -> None:
+    def succeed(self, item: Item) -> bool:
         """As the first agenda does."""
-        self.first.succeed(item)
+        return self.agenda.succeed(item)
 
     def leave(self, item: Item) -> None:
         """Nothing follows a repeated item."""
+
+    @property
+    def share(self) -> float:
+        """As the first agenda says: the repeats are few."""
+        return self.agenda.share

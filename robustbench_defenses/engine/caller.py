@@ -68,9 +68,10 @@ class Caller:
             try:
                 if size >= len(query.points):
                     return self._call(query, rows, fine)
-                chunks = torch.arange(len(query.points), device=query.points.device).split(size)
+                everyone = torch.arange(len(query.points), device=query.points.device)
                 answers = []
-                for chunk in chunks:
+                for start in range(0, len(everyone), size):
+                    chunk = everyone[start : start + size]
                     part = Query(query.points[chunk], query.want, query.loss, query.logit_scale)
                     answers.append(self._call(part, take(rows, chunk), fine))
                 return _concatenate(answers)

@@ -95,7 +95,7 @@ def _rows(
         labels=labels,
         eps=budget.contiguous(),
         target=torch.full_like(labels, -1) if target is None else target,
-        key=rng.row_keys(0, "craft", example) if key is None else key,
+        key=rng.run_keys(0, "craft", example) if key is None else key,
     )
 
 

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def take(record: T, index: Tensor) -> T:
-    """The rows `index` (int64) of every tensor field of a dataclass, at any depth; other fields stay."""
+    """The rows `index` (int64) of every tensor of a dataclass, at any depth."""
     changes: dict[str, Any] = {}
     for field in fields(record):  # type: ignore[arg-type]
         value = getattr(record, field.name)

@@ -28,7 +28,7 @@ from .verdict import Judge
 
 BATCH_SIZE = 256
 # Rows that end unbroken but came this near (share of the logit range) on a bf16 twin run again in
-# float32: bf16 alone is measurably weaker (APGD), and so few rows are concerned that it costs little.
+# float32: bf16 alone is measurably weaker (APGD), and few rows are concerned.
 RESCUE_MARGIN = 0.02
 
 
@@ -70,6 +70,7 @@ class Outcome:
     queries: Tensor
     cost: Cost
     trace: Trace
+    invalid_claims: int = 0
 
 
 @dataclass
@@ -90,7 +91,10 @@ class _Running:
 
 @dataclass
 class Search:
-    """One attack on one block. `report(done)` is told how many examples are decided for good."""
+    """One attack on one block.
+
+    `report(broken, share)`: how many examples are broken, which share of the work is done.
+    """
 
     attack: Attack
     twin: Twin
@@ -100,7 +104,7 @@ class Search:
     seed: int = 0
     attack_name: str = "attack"
     batch_size: int = BATCH_SIZE
-    report: Callable[[int, int], None] | None = None
+    report: Callable[[int, float], None] | None = None
 
     def run(self) -> Outcome:
         """Attack every example that is classified correctly, at every budget of the grid."""
@@ -127,7 +131,6 @@ class Search:
             trace=_empty_trace(count, device),
         )
         self._grid = torch.tensor(block.grid, dtype=torch.float64, device=device)
-        self._keys = rng.row_keys(self.seed, self.attack_name, block.numbers)
         self._near: list[Item] = []
         agenda = Agenda(
             correct.nonzero()[:, 0].tolist(), len(block.grid), self.attack.restarts, block.sweep
@@ -136,6 +139,7 @@ class Search:
         if self.twin.autocast and self._near:
             near = sorted(set(self._near), key=lambda item: (item.budget, item))
             self._loop(Again(agenda, deque(near)), fine=True)
+        self._out.invalid_claims = self._judge.invalid
         return self._out
 
     def _loop(self, agenda: Agenda | Again, fine: bool) -> None:
@@ -149,8 +153,7 @@ class Search:
                 return
             running = self._step(running, agenda, fine)
             if self.report is not None:
-                decided = int(torch.isfinite(self._out.distance).sum())
-                self.report(decided, len(self._out.distance))
+                self.report(int(torch.isfinite(self._out.distance).sum()), agenda.share)
 
     def _begin(self, items: list[Item]) -> _Running:
         """Fresh rows for `items`."""
@@ -163,7 +166,7 @@ class Search:
             labels=block.labels[example],
             eps=self._grid[budget].to(block.images.dtype),
             target=block.target[example],
-            key=rng.fold(self._keys[example], restart.to(torch.int32)),
+            key=rng.run_keys(self.seed, self.attack_name, block.numbers[example], restart),
         )
         zeros = torch.zeros(len(items), device=device)
         return _Running(
@@ -217,12 +220,13 @@ class Search:
             return broken
         broken[where[hit]] = True
         out, example = self._out, rows.example[hit]
-        out.distance.scatter_reduce_(0, example, length[hit], "amin")
-        out.budget.scatter_reduce_(0, example, self._grid[budget[hit]], "amin")
         out.broken[budget[hit], example] = True
         restart = running.restart[where[hit]]
-        for item in zip(example.tolist(), budget[hit].tolist(), restart.tolist()):
-            agenda.succeed(Item(*item))
+        items = zip(example.tolist(), budget[hit].tolist(), restart.tolist())
+        counts = [i for i, item in enumerate(items) if agenda.succeed(Item(*item))]
+        for i in counts:
+            out.distance[example[i]] = length[hit[i]]
+            out.budget[example[i]] = self._grid[budget[hit[i]]]
         return broken
 
     def _leave(
@@ -231,9 +235,7 @@ class Search:
         """Drop broken, finished and worthless rows."""
         if not bool((broken | done).any()):
             return running
-        rows = zip(
-            running.rows.example.tolist(), running.budget.tolist(), running.restart.tolist()
-        )
+        rows = zip(running.rows.example.tolist(), running.budget.tolist(), running.restart.tolist())
         items = [Item(*row) for row in rows]
         ended, failed = (broken | done).tolist(), (done & ~broken).tolist()
         close = (running.margin < RESCUE_MARGIN).tolist()
@@ -249,9 +251,7 @@ class Search:
             return running
         return take(running, torch.tensor(staying, dtype=torch.int64, device=broken.device))
 
-    def _watch_start(
-        self, running: _Running, gradient: Tensor | None, loss: Tensor | None
-    ) -> None:
+    def _watch_start(self, running: _Running, gradient: Tensor | None, loss: Tensor | None) -> None:
         trace, fresh = self._out.trace, running.age == 0
         if not bool(fresh.any()):
             return

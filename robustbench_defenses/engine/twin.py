@@ -8,7 +8,6 @@ is decided by `engine.verdict` on the deployed subject itself.
 from __future__ import annotations
 
 import copy
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,15 +84,18 @@ class ExactFirst(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, enabled=False):
-            result: Tensor = _ExactForward.apply(images.float(), self.layer, self.low)
+            result: Tensor = _ExactForward.apply(  # type: ignore[no-untyped-call]
+                images.float(), self.layer, self.low
+            )
         return result
 
 
 def _frozen_copy(module: nn.Module) -> nn.Module:
     twin = copy.deepcopy(module).eval().requires_grad_(False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return twin.to(memory_format=torch.channels_last)
+    for weight in twin.parameters():
+        if weight.dim() == 4:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    return twin
 
 
 def _first_layer(module: nn.Module, images: Tensor) -> str | None:

@@ -28,6 +28,7 @@ class Judge:
     numbers: Tensor
     cost: Cost
     batch_size: int = 1000
+    invalid: int = 0  # claimed points outside the ball or the box, or not finite
 
     def logits(self, images: Tensor, example: Tensor) -> Tensor:
         """Float32 logits (B, K) of the deployed subject, checked; `example` (B,) in the block."""
@@ -41,22 +42,31 @@ class Judge:
                     raise
                 except Exception as error:
                     first = int(self.numbers[example[start]])
+                    said = (str(error).splitlines() or ["no message"])[0]
                     raise UserError(
                         f"{self.subject} raises {type(error).__name__} for a batch that begins "
-                        f"with test image {first}: {str(error).splitlines()[0] if str(error) else ''}"
+                        f"with test image {first}: {said}"
                     ) from error
                 if not isinstance(part, Tensor):
                     raise UserError(
                         f"{self.subject} returns {type(part).__name__}, not a tensor of logits"
                     )
-                check_logits(part, self.numbers[example[start : start + self.batch_size]], self.subject)
+                check_logits(
+                    part, self.numbers[example[start : start + self.batch_size]], self.subject
+                )
                 parts.append(part)
         self.cost.forward += len(images)
         return torch.cat(parts) if parts else images.new_zeros((0, 1))
 
     def judge(
-        self, points: Tensor, clean: Tensor, labels: Tensor, target: Tensor, eps: Tensor,
-        norm: str, example: Tensor,
+        self,
+        points: Tensor,
+        clean: Tensor,
+        labels: Tensor,
+        target: Tensor,
+        eps: Tensor,
+        norm: str,
+        example: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Which `points` (B, C, H, W) count, and how far they lie from `clean`.
 
@@ -68,6 +78,7 @@ class Judge:
         valid = (flat >= 0).all(1) & (flat <= 1).all(1)  # false for NaN too
         length = distance(points, clean, norm)
         valid &= length <= largest_allowed(eps.double())
+        self.invalid += int((~valid).sum())
         counts = torch.zeros_like(valid)
         chosen = valid.nonzero()[:, 0]
         if len(chosen):

@@ -51,7 +51,7 @@ class Subject(_Part):
     )
     weights: str = Field(description="digest of every deployed tensor")
     random: bool = False
-    draws: Count = Field(1, description="draws that a random subject's answer is made of")
+    draws: Count = Field(default=1, description="draws that a random subject's answer is made of")
 
 
 class Dataset(_Part):
@@ -74,7 +74,7 @@ class Attack(_Part):
     norm: Literal["linf", "l2", "l1", "l0"]
     targeted: bool = False
     parameters: dict[str, JsonValue] = Field(default_factory=dict)
-    source: str | None = Field(None, description="subject that made the images (transfer)")
+    source: str | None = Field(default=None, description="subject that made the images (transfer)")
     backend: Literal["native", "foolbox", "autoattack"] = "native"
     access: str | None = None
 
@@ -118,7 +118,7 @@ class Diagnostic(_Part):
     fired: bool
     sentence: str
     images: list[int] = Field(default_factory=list, description="the first examples concerned")
-    skipped: str | None = Field(None, description="why the check could not run")
+    skipped: str | None = Field(default=None, description="why the check could not run")
 
     @model_validator(mode="after")
     def _skipped_never_fires(self) -> Diagnostic:
@@ -153,7 +153,7 @@ class Member(_Part):
 class Result(_Part):
     """One answer: how many of `n` examples a subject still classifies rightly under an attack."""
 
-    schema_id: Literal["rrd.result/1"] = Field("rrd.result/1", alias="schema")
+    schema_id: Literal["rrd.result/1"] = Field(default="rrd.result/1", alias="schema")
     key: str = Field(description="hash of everything that decides the numbers")
     subject: Subject
     dataset: Dataset

@@ -1,0 +1,106 @@
+"""An attack as asked for: name, norm, parameters and budgets, resolved and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..core import registry
+from ..core.errors import UserError
+from ..core.norms import check_eps
+from ..data.source import DataInfo
+
+Sweep = Literal["envelope", "independent"]
+SWEEPS = ("envelope", "independent")
+_SUFFIXES = ("_linf", "_l2", "_l1", "_l0")
+
+
+@dataclass(frozen=True)
+class AttackQuestion:
+    """One attack at the budgets `grid` (rising, pixel units; eps 0 is the clean accuracy)."""
+
+    name: str
+    entry: registry.Entry
+    attack: Any
+    parameters: dict[str, Any]
+    norm: str
+    grid: tuple[float, ...]
+    sweep: str
+    targeted: bool
+
+    @property
+    def budgets(self) -> tuple[float, ...]:
+        """The budgets that need an attack."""
+        return tuple(eps for eps in self.grid if eps > 0)
+
+
+def named(name: str, norm: str | None) -> registry.Entry:
+    """The attack entry behind `name` and `--norm`: `pgd` with l2 is `pgd_l2`."""
+    entry = registry.find("attack", name)
+    own = next((suffix[1:] for suffix in _SUFFIXES if entry.name.endswith(suffix)), None)
+    if own is not None:
+        if norm is not None and norm != own:
+            raise UserError(
+                f"{entry.name} works in {own}, not in {norm}",
+                hint=f"--attack {entry.name.removesuffix('_' + own)} --norm {norm}",
+            )
+        return entry
+    params = {param.name: param for param in entry.params}
+    if "norm" not in params:
+        return entry
+    wanted = norm or str(params["norm"].default)
+    entry.settings({"norm": wanted})  # refuses a norm that the attack does not have
+    known = {one.name for one in registry.entries("attack")} if entry.origin == "rrd" else set()
+    full = f"{entry.name}_{wanted}"
+    return registry.find("attack", full) if full in known else entry
+
+
+def ask(
+    name: str,
+    info: DataInfo,
+    *,
+    norm: str | None = None,
+    settings: Mapping[str, object] | None = None,
+    eps: Sequence[float] | float | None = None,
+    sweep: str = "envelope",
+    targeted: bool = False,
+) -> AttackQuestion:
+    """Resolve an attack and its budgets; `eps` None takes the published grid of the data set."""
+    if sweep not in SWEEPS:
+        raise UserError(f"unknown sweep {sweep!r}", hint=f"one of {', '.join(SWEEPS)}")
+    settings = dict(settings or {})
+    given = settings.get("norm")
+    if given is not None and norm is not None and given != norm:
+        raise UserError(f"--set norm={given} contradicts --norm {norm}")
+    entry = named(name, norm or (str(given) if given is not None else None))
+    chosen = norm if norm is not None and any(p.name == "norm" for p in entry.params) else None
+    parameters = entry.settings(settings | ({"norm": chosen} if chosen else {}))
+    attack = entry.create(**parameters)
+    actual = str(getattr(attack, "norm", "linf"))
+    return AttackQuestion(
+        name=entry.name,
+        entry=entry,
+        attack=attack,
+        parameters=parameters,
+        norm=actual,
+        grid=_grid(eps, info, actual, entry.name),
+        sweep=sweep,
+        targeted=targeted,
+    )
+
+
+def _grid(
+    eps: Sequence[float] | float | None, info: DataInfo, norm: str, attack: str
+) -> tuple[float, ...]:
+    if eps is None:
+        published = info.grids.get(norm)
+        if not published:
+            raise UserError(
+                f"{info.name} has no published {norm} grid", hint=f"{attack} needs --eps E[,E...]"
+            )
+        return tuple(published)
+    values = [eps] if isinstance(eps, int | float) else list(eps)
+    if not values:
+        raise UserError("the eps grid is empty")
+    return tuple(sorted({check_eps(float(value), norm) for value in values}))

@@ -1,0 +1,257 @@
+"""`evaluate` and `attack_images`: what `rrd eval`, `rrd attack` and the Python API call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core import rng
+from ..core.device import machine
+from ..core.errors import UserError
+from ..core.norms import check_eps, distance
+from ..core.progress import Progress, Silent
+from ..data import source
+from ..engine.caller import Cost
+from ..engine.craft import craft
+from ..engine.verdict import Judge, evaluation_mode
+from . import evaluate as answering
+from . import examples as choosing
+from . import question as asking
+from . import store
+from .evaluate import Answer, Settings
+from .examples import Examples
+from .record import Record
+from .subject import Subject, resolve
+
+DEFAULT_N = 1000
+
+
+def _dataset_of(subject: Subject, dataset: str | None) -> str:
+    """The data set to evaluate on: the run's own unless an unregistered source is named."""
+    if subject.dataset is None:
+        if dataset is None:
+            raise UserError(
+                f"{subject.name} does not say which data set it is for", hint="--dataset NAME"
+            )
+        return dataset
+    if dataset is None or dataset == subject.dataset:
+        return subject.dataset
+    if ":" in dataset:
+        return dataset
+    raise UserError(
+        f"{subject.name} was trained on {subject.dataset}, not on {dataset}",
+        hint="leave --dataset out, or name files of the same shape: --dataset npz:FILE",
+    )
+
+
+def _examples(
+    subject: Subject, dataset: str | None, n: int | None, subset: str,
+    data_dir: Path | None, device: torch.device,
+) -> Examples:  # fmt: skip
+    name = _dataset_of(subject, dataset)
+    if n is None and subset != "correct":
+        count = len(source.load(name, "test", data_dir).labels)
+        n = min(DEFAULT_N, count) if not subset.startswith("fold") else None
+    chosen = choosing.load(name, n, subset, data_dir, device)
+    return choosing.only_correct(chosen, subject, n or DEFAULT_N) if subset == "correct" else chosen
+
+
+def evaluate(
+    subject: str | nn.Module,
+    attacks: Sequence[str] = ("pgd",),
+    *,
+    dataset: str | None = None,
+    eps: Sequence[float] | float | None = None,
+    norm: str | None = None,
+    n: int | None = None,
+    settings: Mapping[str, Mapping[str, object]] | None = None,
+    sweep: str = "envelope",
+    targeted: bool = False,
+    view: str | None = None,
+    subset: str = "first",
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "auto",
+    batch_size: int | None = None,
+    threads: int | None = None,
+    data_dir: Path | None = None,
+    results_dir: Path = Path("results"),
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> Iterator[Answer]:
+    """Answers, one per attack, for one subject; each is stored before the next begins.
+
+    `settings`: parameters by attack name as given in `attacks` ("" for all of them); `eps` None:
+    the published grid. Everything is checked before the first attack runs. Errors: `UserError`.
+    """
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"--batch-size {batch_size}: at least 1 is needed")
+    here = machine(device, precision, threads)
+    target = resolve(subject, results_dir, here.device)
+    chosen = _examples(target, dataset, n, subset, data_dir, here.device)
+    target.view(view)
+    questions = [
+        asking.ask(
+            name, chosen.info, norm=norm, settings=_settings_of(name, settings or {}), eps=eps,
+            sweep=sweep, targeted=targeted,
+        )
+        for name in attacks
+    ]  # fmt: skip
+    how = Settings(
+        machine=here,
+        results_dir=results_dir,
+        precision=precision,
+        seed=seed,
+        view=view,
+        batch_size=batch_size,
+        fresh=fresh,
+        progress=progress or Silent(),
+    )
+    # One step first: the diagnostics of the others compare themselves with it.
+    questions.sort(key=lambda question: not question.name.startswith("fgsm"))
+    for question in questions:
+        yield answering.answer(
+            target, chosen, question, how, _one_step(target, chosen, question, how)
+        )
+
+
+def _settings_of(name: str, settings: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
+    return {**settings.get("", {}), **settings.get(name, {})}
+
+
+def _one_step(
+    subject: Subject, examples: Examples, question: asking.AttackQuestion, how: Settings
+) -> Record | None:
+    """The record of a stored default fgsm on the same examples and budgets, if there is one."""
+    if question.name.startswith("fgsm") or question.norm not in ("linf", "l2"):
+        return None
+    for sweep in asking.SWEEPS:
+        twin = asking.ask(
+            "fgsm", examples.info, norm=question.norm, eps=question.grid, sweep=sweep,
+            targeted=question.targeted,
+        )  # fmt: skip
+        key = answering.question_key(subject, examples, twin, how)
+        found = store.find(how.results_dir, subject.about.id, twin.name, key)
+        if found is not None:
+            return found.record()
+    return None
+
+
+@dataclass(frozen=True)
+class Images:
+    """What an image run returned; all tensors have one row per example.
+
+    `clean`, `adversarial` (N, C, H, W) in [0, 1]; `labels`, `before`, `after`, `index` (N,) int64;
+    `broken` (N,) bool: counts by the verdict at eps; `distances`: norm -> (N,) float64.
+    """
+
+    clean: Tensor
+    adversarial: Tensor
+    labels: Tensor
+    before: Tensor
+    after: Tensor
+    index: Tensor
+    broken: Tensor
+    distances: dict[str, Tensor]
+    eps: float
+    attack: str
+    subject: str
+    dataset: str
+
+    def arrays(self) -> dict[str, Any]:
+        """All of it as numpy arrays for an npz file."""
+        named = {f"distance_{norm}": values for norm, values in self.distances.items()}
+        tensors = {
+            "clean": self.clean,
+            "adversarial": self.adversarial,
+            "label": self.labels,
+            "prediction_before": self.before,
+            "prediction_after": self.after,
+            "index": self.index,
+            "broken": self.broken,
+            **named,
+        }
+        return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+
+
+def attack_images(
+    subject: str | nn.Module,
+    attack: str = "pgd",
+    *,
+    eps: float,
+    dataset: str | None = None,
+    norm: str | None = None,
+    n: int = 100,
+    settings: Mapping[str, object] | None = None,
+    targeted: bool = False,
+    keep: str = "last",
+    view: str | None = None,
+    subset: str = "first",
+    seed: int = 0,
+    device: str = "auto",
+    threads: int | None = None,
+    batch_size: int | None = None,
+    data_dir: Path | None = None,
+    results_dir: Path = Path("results"),
+    progress: Progress | None = None,
+) -> Images:
+    """Adversarial images of one run of an attack at one budget: the last iterate of every example.
+
+    `keep`: `last` or `best_loss`. Nobody leaves early; misclassified clean images are attacked too.
+    """
+    here = machine(device, "fp32", threads)
+    target = resolve(subject, results_dir, here.device)
+    chosen = _examples(target, dataset, n, subset, data_dir, here.device)
+    question = asking.ask(
+        attack, chosen.info, norm=norm, settings=settings, eps=eps, targeted=targeted
+    )
+    check_eps(eps, question.norm)
+    if keep not in ("last", "best_loss"):
+        raise UserError(f"unknown --keep {keep!r}", hint="last or best_loss")
+    progress = progress or Silent()
+    progress.start(f"{question.name} on {target.name}", len(chosen))
+    wanted = choosing.targets(chosen, chosen.info.classes, seed) if targeted else None
+    keys = rng.run_keys(seed, question.name, chosen.index)
+    judge = Judge(target.deployed, target.name, chosen.index, Cost())
+    everyone = torch.arange(len(chosen), device=here.device)
+    made = []
+    with evaluation_mode(target.deployed):
+        before = judge.logits(chosen.images, everyone).argmax(1)
+        for start in range(0, len(chosen), batch_size or 256):
+            part = everyone[start : start + (batch_size or 256)]
+            images = craft(
+                target.view(view), question.attack, chosen.images[part], chosen.labels[part], eps,
+                key=keys[part], target=None if wanted is None else wanted[part],
+                keep=keep,  # type: ignore[arg-type]
+            )  # fmt: skip
+            made.append(images)
+            progress.update(int(part[-1]) + 1)
+        adversarial = torch.cat(made)
+        after = judge.logits(adversarial, everyone).argmax(1)
+        goal = torch.full_like(chosen.labels, -1) if wanted is None else wanted
+        limit = torch.full((len(chosen),), eps, dtype=torch.float64, device=here.device)
+        broken, _ = judge.judge(
+            adversarial, chosen.images, chosen.labels, goal, limit, question.norm, everyone
+        )
+    progress.finish(f"{int(broken.sum())} of {len(chosen)} misclassified")
+    return Images(
+        clean=chosen.images,
+        adversarial=adversarial,
+        labels=chosen.labels,
+        before=before,
+        after=after,
+        index=chosen.index,
+        broken=broken | (before != chosen.labels),
+        distances={
+            name: distance(adversarial, chosen.images, name) for name in ("linf", "l2", "l1", "l0")
+        },
+        eps=eps,
+        attack=question.name,
+        subject=target.name,
+        dataset=chosen.info.name,
+    )

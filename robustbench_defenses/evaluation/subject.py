@@ -1,0 +1,128 @@
+"""Subjects: what a user names becomes a deployed module, its attack views and its identity."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..core import plugins
+from ..core.errors import UserError
+from ..core.identity import file_digest, short_hash, tensors_digest
+from ..core.view import Logits, View
+from ..training import runs
+from . import schema
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A subject ready to be attacked: `views[0]` is the strongest known; `about` is its identity.
+
+    `dataset`: what it was trained on, None for a model from the user's file.
+    """
+
+    about: schema.Subject
+    deployed: Logits
+    views: tuple[View, ...]
+    dataset: str | None
+
+    @property
+    def name(self) -> str:
+        return self.about.name
+
+    def view(self, name: str | None) -> View:
+        """The attack view called `name` (None: the strongest known)."""
+        if name is None:
+            return self.views[0]
+        for view in self.views:
+            if view.name == name:
+                return view
+        known = ", ".join(view.name for view in self.views)
+        raise UserError(f"{self.name} has no view {name!r}", hint=f"it has: {known}")
+
+
+def resolve(reference: str | nn.Module, results_dir: Path, device: torch.device) -> Subject:
+    """The subject behind a run id, prefix, folder, `last`, or `FILE.py:FACTORY`; or a module."""
+    if isinstance(reference, nn.Module):
+        return _module_subject(reference, type(reference).__name__, device)
+    file = plugins.parse_reference(reference)
+    if file is not None:
+        return _file_subject(file, reference, device)
+    name, checkpoint, options = runs.parse_subject(reference)
+    return _run_subject(name, checkpoint, options, results_dir, device)
+
+
+def _run_subject(
+    name: str, checkpoint: str, options: dict[str, str], results_dir: Path, device: torch.device
+) -> Subject:
+    run = runs.load_run(name, results_dir)
+    module = run.deployed(checkpoint, options).to(device)
+    views = tuple(run.views(checkpoint, options))
+    for view in views:
+        if view.module is not None:
+            view.module.to(device).eval()
+    suffix = "" if checkpoint == "best" else f"@{checkpoint}"
+    if options:
+        suffix += "[" + ",".join(f"{key}={value}" for key, value in sorted(options.items())) + "]"
+    about = schema.Subject(
+        id=run.id + suffix,
+        kind="run",
+        name=run.id + suffix,
+        defense=run.info.defense,
+        model=run.info.model,
+        preset=run.info.preset,
+        seed=run.info.seed,
+        checkpoint=checkpoint,
+        options=dict(options),
+        weights=tensors_digest(module.state_dict()),
+        random=False,
+        draws=1,
+    )
+    return Subject(about, module, views, run.info.dataset)
+
+
+def _file_subject(file: plugins.Reference, reference: str, device: torch.device) -> Subject:
+    factory = plugins.load_object(file)
+    if not callable(factory):
+        raise UserError(
+            f"{reference} is {type(factory).__name__}, not a callable without arguments"
+        )
+    _check_signature(factory, reference)
+    with plugins.user_code(file.file):
+        made = factory()
+    if isinstance(made, nn.Module):
+        return _module_subject(made, reference, device)
+    if not callable(made):
+        raise UserError(
+            f"{reference} returns {type(made).__name__}",
+            hint="it must return a torch.nn.Module or a callable from images to logits",
+        )
+    return _foreign(reference, made, file_digest(file.file))
+
+
+def _check_signature(factory: Callable[..., Any], reference: str) -> None:
+    try:
+        inspect.signature(factory).bind()
+    except TypeError:
+        raise UserError(
+            f"{reference} needs arguments", hint="a factory is called without arguments"
+        ) from None
+    except ValueError:
+        return  # a builtin without a readable signature: calling it will tell
+
+
+def _module_subject(module: nn.Module, name: str, device: torch.device) -> Subject:
+    module = module.to(device)
+    return _foreign(name, module, tensors_digest(module.state_dict()))
+
+
+def _foreign(name: str, deployed: Logits, digest: str) -> Subject:
+    stem = Path(name.rpartition(":")[0]).stem or "model"
+    label = f"{stem}-{name.rpartition(':')[2]}-{short_hash([name.rpartition(':')[2], digest])}"
+    about = schema.Subject(id=label, kind="file", name=name, weights=digest, random=False, draws=1)
+    return Subject(about, deployed, (View("deployed", deployed),), None)

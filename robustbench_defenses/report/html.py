@@ -1,0 +1,195 @@
+"""Results as one self-contained page: tables, inline curves, diagnostics, commands; no network."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..evaluation.schema import Result
+from ..evaluation.store import StoredResult
+from . import curve, table, text
+from .panels import Line, Panel, panels
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def page(
+    stored: Sequence[StoredResult], title: str | None = None, folder: Path | None = None
+) -> str:
+    """An HTML document of `stored`; with `folder`, rows link to their files relative to it."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    found = panels(stored)
+    subjects = list(dict.fromkeys(entry.result.subject.name for entry in stored))
+    heading = title or (subjects[0] if len(subjects) == 1 else "Robust accuracy")
+    counted = f"{len(stored)} result{'s' * (len(stored) != 1)}"
+    dates = [entry.result.environment.date[:10] for entry in stored]
+    versions = sorted({entry.result.environment.rrd for entry in stored})
+    return environment.get_template("results.html.j2").render(
+        title=heading,
+        subtitle=f"{counted}, made by rrd {', '.join(versions)} until {max(dates)}",
+        light=curve.PALETTE,
+        dark=curve.DARK_PALETTE,
+        sections=[_section(panel, at, folder) for at, panel in enumerate(found)],
+    )
+
+
+def _section(panel: Panel, number: int, folder: Path | None) -> dict[str, Any]:
+    stored = [line.stored for line in panel.lines if line.stored is not None]
+    grid = panel.grid()
+    results = [line.result for line in panel.lines]
+    unbounded = any(result.unbounded_accuracy is not None for result in results)
+    heads = ["subject", "attack", "n", "clean"]
+    heads += [f"eps {label}" for label in text.eps_labels(grid)]
+    heads += ["unbounded"] * unbounded + ["AUC"]
+    rows = [_row(line, grid, unbounded, folder) for line in panel.lines]
+    for row, before in zip(rows[1:], rows):
+        row["first"] = row["subject"] != before["subject"]
+    picture = curve.svg(stored)
+    return {
+        "title": f"{panel.dataset}, {text.NORM_NAMES[panel.norm]}",
+        "verdict": _verdict(panel),
+        "svg": picture and themed(picture, f"p{number}"),
+        "caption": table.feet(panel)[0],
+        "heads": heads,
+        "rows": rows,
+        "notes": panel.notes,
+        "fired": _fired(panel),
+        "checks": _checks(panel),
+        "details": [_details(line) for line in panel.lines if not line.worst],
+    }
+
+
+def themed(svg: str, prefix: str) -> str:
+    """An SVG whose colours follow the page's theme and whose ids cannot meet another picture's."""
+    named = {curve.INK: "currentColor", curve.QUIET: "var(--quiet)", curve.FAINT: "var(--line)"}
+    named |= {colour: f"var(--c{at + 1})" for at, colour in enumerate(curve.PALETTE)}
+    named["#ffffff"] = "var(--page)"
+    for colour, name in named.items():
+        svg = re.sub(re.escape(colour), name, svg, flags=re.IGNORECASE)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
+    # The page gives the size; the view box keeps the proportions.
+    head, rest = svg.split(">", 1)
+    head = re.sub(r'\s(width|height)="[^"]*"', "", head)
+    return f'{head} role="img" aria-label="accuracy over eps">{rest}'
+
+
+def _row(line: Line, grid: list[float], unbounded: bool, folder: Path | None) -> dict[str, Any]:
+    result = line.result
+    clean_range = f"{text.percent(result.clean_low)} to {text.percent(result.clean_high)}"
+    cells = [
+        _cell(line.subject),
+        _cell(line.attack),
+        _cell(text.count(result.n)),
+        _cell(text.percent(result.clean_accuracy), clean_range),
+    ]
+    points = {point.eps: point for point in result.curve}
+    for eps in grid:
+        point = points.get(eps)
+        if point is None:
+            cells.append(_cell(text.ABSENT))
+        else:
+            ends = f"{text.percent(point.low)} to {text.percent(point.high)}"
+            cells.append(_cell(text.percent(point.robust_accuracy), ends))
+    cells += [_cell(text.percent(result.unbounded_accuracy))] * unbounded
+    cells.append(_cell(text.decimal(result.auc)))
+    link = None
+    if folder is not None and line.stored is not None:
+        link = Path(os.path.relpath(line.stored.path, folder)).as_posix()
+    return {
+        "subject": line.subject,
+        "cells": cells,
+        "worst": line.worst,
+        "first": False,
+        "severity": min((d.severity for d in result.flagged), default=None),
+        "link": link,
+    }
+
+
+def _cell(shown: str, ends: str = "") -> dict[str, str]:
+    return {"text": shown, "range": ends}
+
+
+def _verdict(panel: Panel) -> str:
+    """One sentence: what is left of each subject at the largest eps that it was asked."""
+    said = []
+    for line in panel.best_first():
+        point = next((p for p in reversed(line.result.curve) if p.eps > 0), None)
+        if point is not None:
+            (label,) = text.eps_labels([point.eps])
+            said.append(
+                f"{line.subject} keeps {text.percent(point.robust_accuracy)} % "
+                f"[{text.percent(point.low)}, {text.percent(point.high)}] at eps {label}"
+            )
+    return f"{'; '.join(said)}." if said else ""
+
+
+def _fired(panel: Panel) -> list[dict[str, str]]:
+    return [
+        {
+            "who": f"{line.subject}, {line.attack}",
+            "name": diagnostic.name,
+            "severity": diagnostic.severity,
+            "sentence": diagnostic.sentence,
+        }
+        for line in panel.lines
+        if not line.worst
+        for diagnostic in line.result.diagnostics
+        if diagnostic.fired
+    ]
+
+
+def _checks(panel: Panel) -> str:
+    """How many checks ran, fired and were skipped, so that silence is not taken for a pass."""
+    every = [d for line in panel.lines if not line.worst for d in line.result.diagnostics]
+    skipped = sorted({f"{d.name} ({d.skipped})" for d in every if d.skipped is not None})
+    fired = sum(d.fired for d in every)
+    ran = sum(d.skipped is None for d in every)
+    counted = f"{ran} checks ran, {fired} fired." if ran else "No checks ran."
+    return f"{counted} Skipped: {', '.join(skipped)}." if skipped else counted
+
+
+def _details(line: Line) -> dict[str, Any]:
+    result = line.result
+    return {
+        "who": f"{line.subject}, {line.attack}",
+        "command": result.environment.command,
+        "facts": _facts(result),
+    }
+
+
+def _facts(result: Result) -> list[tuple[str, str]]:
+    subject, data, attack = result.subject, result.dataset, result.attack
+    place, cost = result.environment, result.cost
+    parameters = ", ".join(f"{name} {value}" for name, value in attack.parameters.items())
+    options = ", ".join(f"{name} {value}" for name, value in subject.options.items())
+    n = max(result.n, 1)
+    facts = [
+        ("subject", subject.name),
+        ("checkpoint", subject.checkpoint or ""),
+        ("options", options),
+        ("weights", subject.weights[:16]),
+        ("examples", f"{data.name}, {data.subset}, n = {text.count(result.n)}"),
+        ("attack", f"{attack.name}, version {attack.version}, {attack.backend}"),
+        ("parameters", parameters),
+        ("images from", attack.source or ""),
+        ("view", f"{result.view}, {result.sweep} sweep, seed {result.seed}"),
+        ("passes per image", f"{cost.forward_passes / n:,.0f} forward"),
+        ("", f"{cost.backward_passes / n:,.0f} backward"),
+        ("time", text.duration(cost.seconds)),
+        ("machine", f"{place.device}, {place.threads} threads, {result.precision}"),
+        ("software", f"rrd {place.rrd}, torch {place.torch}, python {place.python}"),
+        ("commit", place.git_commit or ""),
+        ("date", place.date),
+    ]
+    return [(name, value) for name, value in facts if value]

@@ -1,0 +1,306 @@
+"""Results as terminal tables: quiet, exact, no cell ever wrapped.
+
+One subject under one budget gets the answer form (interval, passes, time); everything else gets
+one row per subject and attack, with as many points of the curve as fit the width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..evaluation.schema import CurvePoint, Result
+from ..evaluation.store import StoredResult
+from . import text
+from .panels import Line, Panel, panels
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+WIDTH = 100
+LABEL_WIDTH = 36
+FOOTNOTES = 6
+
+
+@dataclass(frozen=True)
+class Column:
+    """Cells under one head. `keep`: the column is never dropped; `bold`: rows shown in bold."""
+
+    head: str
+    cells: list[str]
+    right: bool = True
+    keep: bool = False
+    bold: frozenset[int] = frozenset()
+
+    @property
+    def width(self) -> int:
+        return max(map(len, [self.head, *self.cells]))
+
+
+def results_table(stored: Sequence[StoredResult], width: int = WIDTH) -> RenderableType:
+    """The table of one or many results, in at most `width` columns, notes underneath.
+
+    Several attacks on one subject get a worst-case row (the per-example minimum). Accuracies are
+    in percent; `!` marks a number that a diagnostic speaks against.
+    """
+    from rich.console import Group
+
+    parts: list[RenderableType] = []
+    for panel in panels(stored):
+        if parts:
+            parts.append("")
+        answer = len(panel.subjects) == 1 and all(_budgets(line) <= 1 for line in panel.lines)
+        columns = answer_columns(panel) if answer else comparison_columns(panel, width)
+        parts += [_render(_fitting(columns, width)), *_feet(panel, answer)]
+    return Group(*parts)
+
+
+def as_text(stored: Sequence[StoredResult], width: int = WIDTH) -> str:
+    """`results_table` as plain text."""
+    import io
+
+    from rich.console import Console
+
+    buffer = io.StringIO()
+    Console(file=buffer, width=width, color_system=None).print(results_table(stored, width))
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
+
+
+def comparison_columns(panel: Panel, width: int = WIDTH) -> list[Column]:
+    """Columns subject, attack, clean, points of the curve, AUC, and the deciding attack."""
+    several = len(panel.lines) > len(panel.subjects)
+    lines = panel.lines
+    results = [line.result for line in lines]
+    flagged = any(result.flagged for result in results)
+    named = all(result.subject.defense for result in results)
+    labels = [text.shorten(line.subject, LABEL_WIDTH) for line in lines]
+    first = [label if at == 0 or labels[at - 1] != label else "" for at, label in enumerate(labels)]
+    start = [Column("defense" if named else "subject", first, right=False, keep=True)]
+    if several:
+        start.append(Column("attack", _attacks(lines), right=False, keep=True))
+    start.append(Column("clean", [text.percent(r.clean_accuracy) for r in results], keep=True))
+    end = _distance_columns(panel)
+    if any(result.auc is not None for result in results):
+        end.append(Column("AUC", [_marked(text.decimal(r.auc), r, flagged) for r in results]))
+    elif flagged:
+        end.append(Column("", [_marked("", r, flagged) for r in results]))
+    if not several:
+        end.append(Column("worst case", _attacks(lines), right=False))
+    if len({result.n for result in results}) > 1:
+        end.append(Column("n", [text.count(result.n) for result in results]))
+    points = _point_columns(panel, several)
+    return [*start, *_thinned(points, [*start, *end], width), *end]
+
+
+def answer_columns(panel: Panel) -> list[Column]:
+    """Columns attack, eps, robust accuracy with its interval, n, passes per image, time."""
+    rows: list[tuple[str, ...]] = []
+    flagged = any(line.result.flagged for line in panel.lines)
+    single = len(panel.lines) == 1
+    for line in panel.lines:
+        result = line.result
+        point = next((p for p in reversed(result.curve) if p.eps > 0), None)
+        shown = result.unbounded_accuracy if point is None else point.robust_accuracy
+        accuracy = text.ABSENT if shown is None else f"{text.percent(shown)} %"
+        interval = "" if point is None else _interval(point)
+        n, cost = max(result.n, 1), result.cost
+        passes = f"{cost.forward_passes / n:,.0f} f {cost.backward_passes / n:,.0f} b"
+        rows.append(
+            (
+                line.attack,
+                "any" if point is None else text.eps_labels([point.eps])[0],
+                _marked(accuracy, result, flagged),
+                interval,
+                text.count(result.n),
+                passes,
+                text.duration(cost.seconds),
+            )
+        )
+        if single and point is not None:
+            at = result.curve.index(point)
+            for member in result.members or []:
+                left = f"{text.percent(member.robust_accuracy[at])} %"
+                took = text.duration(member.seconds)
+                rows.append((f"  {member.name}", "", _marked(left, None, flagged), *[""] * 3, took))
+    heads = ("attack", "eps", "robust accuracy", "", "n", "passes/image", "time")
+    return [
+        Column(head, list(cells), right=at not in (0, 3), keep=at < 3)
+        for at, (head, cells) in enumerate(zip(heads, zip(*rows)))
+    ]
+
+
+def _budgets(line: Line) -> int:
+    return sum(point.eps > 0 for point in line.result.curve)
+
+
+def _attacks(lines: list[Line]) -> list[str]:
+    return [text.shorten(line.attack, LABEL_WIDTH) for line in lines]
+
+
+def _marked(cell: str, result: Result | None, flagged: bool) -> str:
+    """`cell` with the mark where a diagnostic fired; all cells equally wide where one did."""
+    if not flagged:
+        return cell
+    return f"{cell} !" if result is not None and result.flagged else f"{cell}  "
+
+
+def _interval(point: CurvePoint) -> str:
+    return f"[{text.percent(point.low)}, {text.percent(point.high)}]"
+
+
+def _point_columns(panel: Panel, several: bool) -> list[Column]:
+    grid = panel.grid()
+    labels = text.eps_labels(grid)
+    columns = []
+    for eps, label in zip(grid, labels):
+        points = [_at(line.result, eps) for line in panel.lines]
+        cells = [text.percent(None if p is None else p.robust_accuracy) for p in points]
+        worst = {at for at, line in enumerate(panel.lines) if line.worst}
+        columns.append(
+            Column(label, cells, bold=frozenset(worst if several else _clear_best(points)))
+        )
+    return columns
+
+
+def _at(result: Result, eps: float) -> CurvePoint | None:
+    return next((point for point in result.curve if point.eps == eps), None)
+
+
+def _clear_best(points: list[CurvePoint | None]) -> set[int]:
+    """The row whose interval lies above all others, if there is one."""
+    present = [(at, point) for at, point in enumerate(points) if point is not None]
+    if len(present) < 2:
+        return set()
+    at, best = max(present, key=lambda row: row[1].robust_accuracy)
+    return {at} if all(p.high < best.low for other, p in present if other != at) else set()
+
+
+def _distance_columns(panel: Panel) -> list[Column]:
+    """For attacks that search without a bound: what stays at any norm, and the median distance."""
+    results = [line.result for line in panel.lines]
+    if all(result.unbounded_accuracy is None for result in results):
+        return []
+    medians = [
+        r.distances.median if r.distances and r.unbounded_accuracy is not None else None
+        for r in results
+    ]
+    return [
+        Column("unbounded", [text.percent(result.unbounded_accuracy) for result in results]),
+        Column("median", [text.decimal(median, 3) for median in medians]),
+    ]
+
+
+def _width(columns: Sequence[Column]) -> int:
+    """Width of the table: one blank before it, two between columns."""
+    return sum(column.width + 2 for column in columns) - 1
+
+
+def _thinned(points: list[Column], others: list[Column], width: int) -> list[Column]:
+    """As many points as fit beside `others`, evenly spread, the largest eps always among them."""
+    for number in range(len(points), 0, -1):
+        step = len(points) / number
+        chosen = [points[round((at + 1) * step) - 1] for at in range(number)]
+        chosen[0] = _with_head(chosen[0], f"eps {chosen[0].head}")
+        if _width([*others, *chosen]) <= width or number == 1:
+            return chosen
+    return []
+
+
+def _with_head(column: Column, head: str) -> Column:
+    return Column(head, column.cells, column.right, column.keep, column.bold)
+
+
+def _fitting(columns: list[Column], width: int) -> list[Column]:
+    """`columns` without those on the right that a narrow terminal has no room for."""
+    kept = list(columns)
+    while _width(kept) > width:
+        loose = [column for column in kept if not column.keep]
+        if not loose:
+            break
+        kept.remove(loose[-1])
+    return kept
+
+
+def _render(columns: list[Column]) -> RenderableType:
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for column in columns:
+        table.add_column(
+            Text(column.head), justify="right" if column.right else "left", no_wrap=True
+        )
+    for at in range(len(columns[0].cells)):
+        row = []
+        for column in columns:
+            cell = Text(column.cells[at], style="bold" if at in column.bold else "")
+            cell.highlight_regex(r"!$", "bold yellow")
+            row.append(cell)
+        table.add_row(*row)
+    return Padding(table, (0, 0, 0, 1))
+
+
+def _feet(panel: Panel, answer: bool) -> list[RenderableType]:
+    """The lines under a table: what the numbers are, marks, what could not be computed."""
+    from rich.text import Text
+
+    return [Text(f" {line}", style="dim") for line in feet(panel, answer)]
+
+
+def feet(panel: Panel, answer: bool = False) -> list[str]:
+    """Unit, data set, norm, n and widest interval; then one line per diagnostic that fired."""
+    results = [line.result for line in panel.lines]
+    where = f"{panel.dataset}, {text.NORM_NAMES[panel.norm]}"
+    if answer:
+        subset = _subsets(results)
+        lines = [f"{results[0].subject.name} on {where}{subset and f', {subset}'}"]
+    else:
+        lines = [f"accuracy in % on {where}{_numbers(results)}"]
+    random = {
+        line.subject: line.result.subject.draws
+        for line in panel.lines
+        if line.result.subject.random
+    }
+    for subject, draws in random.items():
+        lines.append(f"{subject} answers at random: verdicts over {draws} draws")
+    return lines + footnotes(panel) + panel.notes
+
+
+def footnotes(panel: Panel) -> list[str]:
+    """One line per diagnostic that fired: whom it concerns, and its sentence."""
+    concerned: dict[str, list[str]] = {}
+    for line in panel.lines:
+        for diagnostic in [] if line.worst else line.result.flagged:
+            found = concerned.setdefault(f"{diagnostic.name}: {diagnostic.sentence}", [])
+            label = line.subject if len(panel.subjects) > 1 else line.attack
+            if label not in found:
+                found.append(label)
+    notes = [f"! {', '.join(labels)}: {sentence}" for sentence, labels in concerned.items()]
+    if len(notes) > FOOTNOTES:
+        left = len(notes) - FOOTNOTES + 1
+        notes = [*notes[: FOOTNOTES - 1], f"! and {left} more (--format html shows them all)"]
+    return notes
+
+
+def _numbers(results: list[Result]) -> str:
+    sizes = {result.n for result in results}
+    widest = max(
+        (
+            max(p.high - p.robust_accuracy, p.robust_accuracy - p.low)
+            for r in results
+            for p in r.curve
+        ),
+        default=None,
+    )
+    parts = [f"n = {text.count(*sizes)}"] if len(sizes) == 1 else []
+    parts += filter(None, [_subsets(results)])
+    parts += [] if widest is None else [f"95 % interval up to ±{text.percent(widest)}"]
+    return "".join(f", {part}" for part in parts)
+
+
+def _subsets(results: list[Result]) -> str:
+    """How the examples were chosen, where it was not simply the first n."""
+    chosen = sorted({result.dataset.subset for result in results})
+    return "" if chosen == ["first"] else f"examples: {' and '.join(chosen)}"
