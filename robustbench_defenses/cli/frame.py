@@ -71,6 +71,23 @@ class Command(TyperCommand):
         """The parameters, simple ones with converters of ours."""
         return _plainly(super().get_params(ctx))
 
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        """An option whose metavar is in brackets may stand without a value."""
+        loose = {
+            name
+            for param in self.get_params(ctx)
+            if str(getattr(param, "metavar", None)).startswith("[")
+            and param.param_type_name == "option"
+            for name in param.opts
+        }
+        filled: list[str] = []
+        for position, arg in enumerate(args):
+            filled.append(arg)
+            follower = args[position + 1] if position + 1 < len(args) else "-"
+            if arg in loose and not re.match(r"-?[.\d]", follower):
+                filled.append("")
+        return super().parse_args(ctx, filled)
+
     def collect_usage_pieces(self, ctx: Context) -> list[str]:
         """Arguments as NAME, optional ones as [NAME]."""
         return [

@@ -158,7 +158,7 @@ def _nested(value: Any) -> bool:
 
 def _text(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}={_text(item)}" for key, item in value.items())
+        return ", ".join(f"{key}={_text(item)}" for key, item in value.items()) or "defaults"
     if isinstance(value, list | tuple):
         return ", ".join(_text(item) for item in value)
     return shown(value)

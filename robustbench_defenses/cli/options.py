@@ -161,3 +161,22 @@ def parse_batch_size(text: str) -> int | None:
     if text.strip().isdecimal() and int(text) > 0:
         return int(text)
     raise UserError(f"--batch-size {text} is neither auto nor a whole number from 1")
+
+
+def split_names(given: list[str]) -> list[str]:
+    """Names separated by commas or blanks, in order, each once; an empty list is a `UserError`."""
+    names = list(dict.fromkeys(name for text in given for name in text.replace(",", " ").split()))
+    if not names:
+        raise UserError("--attack names no attack", hint="all: rrd list attacks")
+    return names
+
+
+def parse_count(text: str | None) -> int | None:
+    """A number of examples from 1; `all` as -1, None as itself; else a `UserError`."""
+    if text is None:
+        return None
+    if text.strip().lower() == "all":
+        return -1
+    if text.strip().isdecimal() and int(text) > 0:
+        return int(text)
+    raise UserError(f"-n {text} is neither a whole number from 1 nor all")

@@ -39,14 +39,14 @@ def command(
     results_of: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[PATH|SUBJECT]...",
+            metavar="PATH|SUBJECT",
             help="Result files, folders, subjects (the beginning of an id is enough) or last;"
             " all results unless given.",
             autocompletion=_subjects,
             show_default=False,
         ),
     ] = None,
-    format: Annotated[  # noqa: A002 (the option's name)
+    format: Annotated[
         str | None,
         typer.Option(
             "--format",

@@ -381,7 +381,7 @@ def _from_file(kind: str, reference: plugins.Reference, text: str) -> Entry:
         return _build(kind, card, module=None, name=text, origin=str(reference.file))[0]
     if kind not in ("model", "object") or not callable(loaded):
         raise UserError(
-            f"{text} is not a dataclass defined in that file, as a {kind} has to be",
+            f"{text} is not a dataclass defined in that file, as every {kind} has to be",
             hint="docs/architecture.md shows a registered file",
         )
     literal = {"object": reference.name, "version": 1, "callable": True}

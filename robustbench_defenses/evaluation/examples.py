@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,17 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def head(self, n: int | None) -> Examples:
+        """The first `n` of them (None: all)."""
+        return self.pick(torch.arange(len(self))[:n])
+
+    def pick(self, index: Tensor) -> Examples:
+        """Those at the positions `index` (M,)."""
+        index = index.to(self.labels.device)
+        return replace(
+            self, images=self.images[index], labels=self.labels[index], index=self.index[index]
+        )
 
 
 def load(
@@ -81,14 +92,7 @@ def only_correct(examples: Examples, subject: Subject, n: int | None) -> Example
     index = right.nonzero()[:, 0][:n]
     if len(index) == 0:
         raise UserError(f"{subject.name} classifies no example correctly: nothing to attack")
-    return Examples(
-        examples.images[index],
-        examples.labels[index],
-        examples.index[index],
-        examples.info,
-        examples.digest,
-        examples.subset,
-    )
+    return examples.pick(index)
 
 
 def targets(examples: Examples, classes: int, seed: int) -> Tensor:

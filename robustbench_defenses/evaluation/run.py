@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from ..core import rng
 from ..core.device import machine
 from ..core.errors import UserError
-from ..core.norms import check_eps, distance
+from ..core.norms import distance
 from ..core.progress import Progress, Silent
-from ..data import source
 from ..engine.caller import Cost
 from ..engine.craft import craft
 from ..engine.verdict import Judge, evaluation_mode
@@ -53,12 +52,13 @@ def _examples(
     subject: Subject, dataset: str | None, n: int | None, subset: str,
     data_dir: Path | None, device: torch.device,
 ) -> Examples:  # fmt: skip
+    """The examples of a question; `n` None: at most 1,000, -1: all."""
     name = _dataset_of(subject, dataset)
-    if n is None and subset != "correct":
-        count = len(source.load(name, "test", data_dir).labels)
-        n = min(DEFAULT_N, count) if not subset.startswith("fold") else None
-    chosen = choosing.load(name, n, subset, data_dir, device)
-    return choosing.only_correct(chosen, subject, n or DEFAULT_N) if subset == "correct" else chosen
+    limit = None if n == -1 else n
+    chosen = choosing.load(name, limit, subset, data_dir, device)
+    if subset == "correct":
+        chosen = choosing.only_correct(chosen, subject, limit)
+    return chosen if n is not None else chosen.head(DEFAULT_N)
 
 
 def evaluate(
@@ -159,6 +159,7 @@ class Images:
     broken: Tensor
     distances: dict[str, Tensor]
     eps: float
+    norm: str
     attack: str
     subject: str
     dataset: str
@@ -183,7 +184,7 @@ def attack_images(
     subject: str | nn.Module,
     attack: str = "pgd",
     *,
-    eps: float,
+    eps: float | None = None,
     dataset: str | None = None,
     norm: str | None = None,
     n: int = 100,
@@ -202,7 +203,8 @@ def attack_images(
 ) -> Images:
     """Adversarial images of one run of an attack at one budget: the last iterate of every example.
 
-    `keep`: `last` or `best_loss`. Nobody leaves early; misclassified clean images are attacked too.
+    `keep`: `last` or `best_loss`; `eps` None: the middle of the published grid. Nobody leaves
+    early; misclassified clean images are attacked too.
     """
     here = machine(device, "fp32", threads)
     target = resolve(subject, results_dir, here.device)
@@ -210,7 +212,8 @@ def attack_images(
     question = asking.ask(
         attack, chosen.info, norm=norm, settings=settings, eps=eps, targeted=targeted
     )
-    check_eps(eps, question.norm)
+    if eps is None:
+        eps = question.budgets[(len(question.budgets) - 1) // 2]
     if keep not in ("last", "best_loss"):
         raise UserError(f"unknown --keep {keep!r}", hint="last or best_loss")
     progress = progress or Silent()
@@ -251,6 +254,7 @@ def attack_images(
             name: distance(adversarial, chosen.images, name) for name in ("linf", "l2", "l1", "l0")
         },
         eps=eps,
+        norm=question.norm,
         attack=question.name,
         subject=target.name,
         dataset=chosen.info.name,

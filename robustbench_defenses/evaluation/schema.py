@@ -32,7 +32,9 @@ Severity = Literal["error", "warning", "info"]
 class _Part(BaseModel):
     """Every part is frozen and refuses names it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, json_schema_serialization_defaults_required=True
+    )
 
 
 class Subject(_Part):

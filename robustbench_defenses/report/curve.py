@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,7 +27,7 @@ MARKERS = ("o", "s", "^", "D", "v", "p", "<", ">")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (1.2, 1.4)))
 SUFFIXES = (".png", ".svg", ".pdf")
 
-_WIDTH, _HEIGHT = 7.6, 4.5  # inches of one panel
+_WIDTH, _NARROW, _HEIGHT = 7.6, 5.4, 4.5  # inches of one panel
 _LABEL_STEP = 0.185  # inches between two end labels
 _STYLE: Any = {
     "font.family": "DejaVu Sans",
@@ -59,7 +59,7 @@ def plot_curves(stored: Sequence[StoredResult], path: Path, title: str | None = 
     """
     check_suffix(path)
     found = _drawable(stored)
-    content = _rendered(found, path.suffix.lower()[1:], title, transparent=False)
+    content = _rendered(path.suffix.lower()[1:], lambda: figure(found, title))
     data = path.with_suffix(".csv")
     write_bytes(path, content)
     write_text(data, export.csv(export.frame(stored)))
@@ -76,12 +76,16 @@ def check_suffix(path: Path) -> None:
 
 
 def svg(stored: Sequence[StoredResult]) -> str | None:
-    """The picture as an SVG element for a page, transparent; None where there is no curve."""
+    """The picture as an SVG element for a page: transparent, narrow, without a heading.
+
+    None where there is no curve.
+    """
     try:
         found = _drawable(stored)
     except UserError:
         return None
-    content = _rendered(found, "svg", None, transparent=True).decode()
+    drawn = _rendered("svg", lambda: figure(found, width=_NARROW, headed=False), clear=True)
+    content = drawn.decode()
     return content[content.index("<svg") :]
 
 
@@ -95,35 +99,37 @@ def _drawable(stored: Sequence[StoredResult]) -> list[Panel]:
     return found
 
 
-def _rendered(found: list[Panel], kind: str, title: str | None, transparent: bool) -> bytes:
+def _rendered(kind: str, draw: Callable[[], Figure], clear: bool = False) -> bytes:
     import matplotlib as mpl
 
     with mpl.rc_context(_STYLE):
-        drawing = figure(found, title)
+        drawing = draw()
         buffer = io.BytesIO()
         # No date and no version: equal data give equal files.
         metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-        drawing.savefig(
-            buffer, format=kind, dpi=200, transparent=transparent, metadata=metadata[kind]
-        )
+        drawing.savefig(buffer, format=kind, dpi=200, transparent=clear, metadata=metadata[kind])
     return buffer.getvalue()
 
 
-def figure(found: list[Panel], title: str | None = None) -> Figure:
-    """The figure of all panels, one under the other."""
+def figure(
+    found: list[Panel], title: str | None = None, width: float = _WIDTH, headed: bool = True
+) -> Figure:
+    """The figure of all panels, one under the other, `width` inches wide."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     heights = [max(_HEIGHT, 1.6 + _LABEL_STEP * len(chosen_lines(panel))) for panel in found]
-    drawing = Figure(figsize=(_WIDTH, sum(heights)))
+    drawing = Figure(figsize=(width, sum(heights)))
     FigureCanvasAgg(drawing)
     total, top = sum(heights), sum(heights)
     for panel, height in zip(found, heights):
         top -= height
-        upper = 1.06 if text.in_255ths(panel.grid()) else 0.76
-        box = (0.62 / _WIDTH, (top + 0.58) / total, 0.5, (height - upper - 0.58) / total)
+        upper = (0.62 if headed else 0.14) + 0.3 * text.in_255ths(panel.grid())
+        box = (0.62 / width, (top + 0.58) / total, 0.5, (height - upper - 0.58) / total)
         axes = drawing.add_axes(box)
-        _draw_panel(axes, panel, title, height)
+        _draw_panel(axes, panel)
+        if headed:
+            _head(axes, panel, title)
     return drawing
 
 
@@ -133,11 +139,10 @@ def chosen_lines(panel: Panel) -> list[Line]:
     return [line for line in lines if line.result.curve]
 
 
-def _draw_panel(axes: Axes, panel: Panel, title: str | None, height: float) -> None:
-    lines = chosen_lines(panel)
+def _draw_panel(axes: Axes, panel: Panel) -> None:
     ends: list[End] = []
     colour = 0
-    for line in lines:
+    for line in chosen_lines(panel):
         thick = line.worst and len(panel.subjects) == 1
         x, y, low, high = _points(line)
         shade = INK if thick else PALETTE[colour % len(PALETTE)]
@@ -162,7 +167,6 @@ def _draw_panel(axes: Axes, panel: Panel, title: str | None, height: float) -> N
     _frame(axes, panel)
     widest = _label_ends(axes, ends)
     _fit_width(axes, widest)
-    _head(axes, panel, lines, title, height)
 
 
 def _points(line: Line) -> tuple[list[float], list[float], list[float], list[float]]:
@@ -297,19 +301,26 @@ def _fit_width(axes: Axes, widest: float) -> None:
     axes.set_position((box.x0, box.y0, width / total, box.height))
 
 
-def _head(axes: Axes, panel: Panel, lines: list[Line], title: str | None, height: float) -> None:
-    """Title, and under it the attack, n, what band and numbers mean."""
-    single = len(panel.subjects) == 1
-    name = lines[0].result.subject.name if single else ""
+def attacks_of(panel: Panel) -> str:
+    """The attacks behind the drawn lines, in a few words."""
     attacks = sorted({line.attack for line in panel.lines if not line.worst})
     listed = ", ".join(attacks)
     if len(listed) > 40:
         listed = f"{len(attacks)} attacks" if len(attacks) > 1 else text.shorten(listed, 40)
-    several = not single and any(line.worst for line in lines)
+    several = len(panel.subjects) > 1 and any(line.worst for line in panel.lines)
+    return f"worst case over {listed}" if several else listed
+
+
+def _head(axes: Axes, panel: Panel, title: str | None) -> None:
+    """Title, and under it the attack, n, what band and numbers mean."""
+    lines = chosen_lines(panel)
+    single = len(panel.subjects) == 1
+    name = lines[0].result.subject.name if single else ""
+    listed = attacks_of(panel)
     sizes = sorted({line.result.n for line in lines})
     number = "-".join(text.count(size) for size in dict.fromkeys((sizes[0], sizes[-1])))
     where = [f"{panel.dataset}, {text.NORM_NAMES[panel.norm]}"] if single else []
-    parts = [*where, f"worst case over {listed}" if several else listed, f"n = {number}"]
+    parts = [*where, listed, f"n = {number}"]
     parts.append("95 % bands")
     if any(line.result.auc is not None for line in lines):
         parts.append("AUC at the line's end")
@@ -321,7 +332,7 @@ def _head(axes: Axes, panel: Panel, lines: list[Line], title: str | None, height
     assert drawing is not None
     box, total = axes.get_position(), drawing.get_size_inches()[1]
     top = box.y1 + (0.36 if text.in_255ths(panel.grid()) else 0.12) / total
-    left = 0.2 / _WIDTH
+    left = 0.2 / drawing.get_size_inches()[0]
     fit: dict[str, Any] = {"transform": drawing.transFigure, "ha": "left", "va": "bottom"}
     axes.text(left, top + 0.24 / total, heading, fontsize=12, fontweight="bold", **fit)
     axes.text(left, top + 0.02 / total, " · ".join(parts), color=QUIET, fontsize=9, **fit)

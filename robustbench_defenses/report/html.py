@@ -59,6 +59,8 @@ def _section(panel: Panel, number: int, folder: Path | None) -> dict[str, Any]:
         "title": f"{panel.dataset}, {text.NORM_NAMES[panel.norm]}",
         "verdict": _verdict(panel),
         "svg": picture and themed(picture, f"p{number}"),
+        "figcaption": f"Accuracy over eps, {curve.attacks_of(panel)}. Bands are 95 % intervals; "
+        "the number after a name is the area under its curve.",
         "caption": table.feet(panel)[0],
         "heads": heads,
         "rows": rows,
@@ -155,7 +157,7 @@ def _checks(panel: Panel) -> str:
     skipped = sorted({f"{d.name} ({d.skipped})" for d in every if d.skipped is not None})
     fired = sum(d.fired for d in every)
     ran = sum(d.skipped is None for d in every)
-    counted = f"{ran} checks ran, {fired} fired." if ran else "No checks ran."
+    counted = f"{ran} check{'s' * (ran != 1)} ran, {fired} fired." if ran else "No checks ran."
     return f"{counted} Skipped: {', '.join(skipped)}." if skipped else counted
 
 

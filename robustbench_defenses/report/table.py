@@ -239,7 +239,7 @@ def _render(columns: list[Column]) -> RenderableType:
             cell.highlight_regex(r"!$", "bold yellow")
             row.append(cell)
         table.add_row(*row)
-    return Padding(table, (0, 0, 0, 1))
+    return Padding(table, (0, 0, 0, 1), expand=False)
 
 
 def _feet(panel: Panel, answer: bool) -> list[RenderableType]:

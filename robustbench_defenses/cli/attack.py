@@ -1,0 +1,200 @@
+"""Make adversarial images: save them, look at them.
+
+rrd attack last --attack pgd --eps 0.3 --png grid.png
+rrd attack net.py:build --dataset mnist --attack fgsm --eps 0.2 -n 500 --save adv.npz
+
+Every example is attacked, and what comes back is the attack's last image: the right thing for
+transfer and for pictures. How robust a subject is, `rrd eval` says.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..core.errors import UserError
+from . import options
+
+if TYPE_CHECKING:
+    from ..evaluation.run import Images
+
+SHOWN = 10
+
+
+def command(
+    subject: Annotated[
+        str,
+        typer.Argument(
+            metavar="SUBJECT",
+            help="A run, the beginning of its id, its folder, last, or FILE.py:FACTORY.",
+            autocompletion=options.run_ids(),
+        ),
+    ] = "last",
+    attack: Annotated[
+        str,
+        typer.Option(
+            "--attack",
+            metavar="A",
+            help="An attack (rrd list attacks) or FILE.py:NAME.",
+            autocompletion=options.names_of("attack"),
+        ),
+    ] = "pgd",
+    eps: Annotated[
+        str | None,
+        typer.Option(
+            "--eps",
+            metavar="E",
+            help="Budget in pixel units: 0.3, 8/255.",
+            show_default="the middle of the published grid",
+        ),
+    ] = None,
+    norm: Annotated[
+        str | None,
+        typer.Option("--norm", metavar="NORM", help="linf, l2 or l1.", show_default=False),
+    ] = None,
+    settings: options.Set = None,
+    targeted: Annotated[
+        bool, typer.Option("--targeted", help="Towards a random wrong class of each example.")
+    ] = False,
+    keep: Annotated[
+        str, typer.Option("--keep", metavar="RULE", help="last or best_loss iterate.")
+    ] = "last",
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            "--dataset",
+            metavar="D",
+            help="Where the test examples come from; a run's own data set unless given.",
+            autocompletion=options.names_of("dataset"),
+            show_default=False,
+        ),
+    ] = None,
+    n: Annotated[
+        str | None,
+        typer.Option("-n", metavar="N", help="Number of test examples.", show_default="100"),
+    ] = None,
+    subset: Annotated[
+        str, typer.Option("--subset", metavar="RULE", help="first, random:SEED, correct, fold:K.")
+    ] = "first",
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            "--save",
+            metavar="FILE.npz",
+            help="Clean and adversarial images, labels, predictions, distances.",
+            show_default=False,
+        ),
+    ] = None,
+    png: Annotated[
+        Path | None,
+        typer.Option(
+            "--png",
+            metavar="FILE.png",
+            help=f"Clean, perturbation and adversarial of the first {SHOWN} examples.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: options.Seed = 0,
+    batch_size: options.BatchSize = "auto",
+    data: options.Data = None,
+    results: options.Results = options.DEFAULT_RESULTS,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    json_: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Attack the examples, write what was asked for, print a summary."""
+    from ..core.norms import parse_eps
+
+    for path, suffix in ((save, ".npz"), (png, ".png")):
+        if path is not None and path.suffix.lower() != suffix:
+            raise UserError(f"{path} must end in {suffix}")
+    budget = None if eps is None else parse_eps(eps, norm or "linf")
+    count = options.parse_count(n)
+
+    from ..evaluation.run import attack_images
+    from .console import progress
+
+    made = attack_images(
+        subject,
+        attack,
+        eps=budget,
+        dataset=dataset,
+        norm=norm,
+        n=100 if count is None else count,
+        settings=options.parse_set(settings),
+        targeted=targeted,
+        keep=keep,
+        subset=subset,
+        seed=seed,
+        device=device,
+        threads=threads,
+        batch_size=options.parse_batch_size(batch_size),
+        data_dir=data,
+        results_dir=results,
+        progress=progress(quiet),
+    )
+    if save is not None:
+        from ..core.files import write_npz
+
+        write_npz(save, made.arrays())
+    if png is not None:
+        draw(made, png)
+    _show(made, [path for path in (save, png) if path is not None], json_, quiet)
+
+
+def draw(made: Images, path: Path) -> None:
+    """The first examples as a picture."""
+    from ..report.grid import attack_grid
+
+    part = slice(0, SHOWN)
+    attack_grid(
+        made.clean[part].cpu().numpy(),
+        made.adversarial[part].cpu().numpy(),
+        made.labels[part].cpu().numpy(),
+        made.before[part].cpu().numpy(),
+        made.after[part].cpu().numpy(),
+        made.distances[made.norm][part].cpu().numpy(),
+        path,
+    )
+
+
+def _show(made: Images, written: list[Path], as_json: bool, quiet: bool) -> None:
+    from .console import note, out, print_json
+
+    total = len(made.labels)
+    clean = int((made.before == made.labels).sum())
+    standing = total - int(made.broken.sum())
+    if as_json:
+        print_json(
+            {
+                "subject": made.subject,
+                "dataset": made.dataset,
+                "attack": made.attack,
+                "norm": made.norm,
+                "eps": made.eps,
+                "n": total,
+                "clean_accuracy": clean / total,
+                "accuracy_of_images": standing / total,
+                "mean_distance": {
+                    norm: float(values.mean()) for norm, values in made.distances.items()
+                },
+                "files": [str(path) for path in written],
+            }
+        )
+        return
+    means = ", ".join(
+        f"{name} {float(made.distances[key].mean()):.3g}"
+        for key, name in (("linf", "Linf"), ("l2", "L2"), ("l1", "L1"))
+    )
+    out.print(
+        f"{made.attack} at eps {made.eps:g} on {made.subject}, {total} images of {made.dataset}"
+    )
+    out.print(f"  right before {clean} of {total}, after {standing} of {total}")
+    out.print(f"  mean distance {means}")
+    if not quiet:
+        for path in written:
+            note(f"wrote {path}")

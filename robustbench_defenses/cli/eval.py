@@ -1,0 +1,227 @@
+"""Measure robust accuracy: which examples break, at which budget.
+
+rrd eval last --attack pgd --eps-sweep                 the published grid of the data set
+rrd eval last --attack fgsm,pgd --eps 0.3 -n 1000
+rrd eval net.py:build --dataset mnist --attack pgd --norm l2 --eps 0:3:0.5
+rrd eval RUN@last --attack pgd --set steps=100 --set restarts=5
+
+The same question again is answered from the store; --fresh asks again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..core.errors import UserError
+from . import options
+
+if TYPE_CHECKING:
+    from ..evaluation.evaluate import Answer
+
+THREAT = "Attack"
+
+
+def command(
+    subjects: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SUBJECT",
+            help="A run, the beginning of its id, its folder, last, or FILE.py:FACTORY; RUN@last "
+            "picks a checkpoint, RUN[rule=nearest_centre] a deployment option.",
+            autocompletion=options.run_ids(),
+            show_default="last",
+        ),
+    ] = None,
+    attack: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--attack",
+            metavar="A[,B...]",
+            help="Attacks (rrd list attacks) or FILE.py:NAME.",
+            autocompletion=options.names_of("attack"),
+            rich_help_panel=THREAT,
+            show_default="pgd",
+        ),
+    ] = None,
+    eps: Annotated[
+        str | None,
+        typer.Option(
+            "--eps",
+            metavar="E[,E...]",
+            help="Budgets in pixel units: 0.3, 8/255, 0:0.5:0.05.",
+            rich_help_panel=THREAT,
+            show_default=False,
+        ),
+    ] = None,
+    eps_sweep: Annotated[
+        str | None,
+        typer.Option(
+            "--eps-sweep",
+            metavar="[GRID]",
+            help="A grid of budgets; without one, the published grid (rrd info DATASET).",
+            rich_help_panel=THREAT,
+            show_default=False,
+        ),
+    ] = None,
+    norm: Annotated[
+        str | None,
+        typer.Option(
+            "--norm",
+            metavar="NORM",
+            help="linf, l2 or l1; the attack's own unless given.",
+            rich_help_panel=THREAT,
+            show_default=False,
+        ),
+    ] = None,
+    settings: options.Set = None,
+    sweep: Annotated[
+        str,
+        typer.Option(
+            "--sweep",
+            metavar="RULE",
+            help="envelope: what broke stays broken at larger eps; independent: every eps afresh.",
+            rich_help_panel=THREAT,
+        ),
+    ] = "envelope",
+    targeted: Annotated[
+        bool,
+        typer.Option(
+            "--targeted",
+            help="Towards a random wrong class of each example.",
+            rich_help_panel=THREAT,
+        ),
+    ] = False,
+    view: Annotated[
+        str | None,
+        typer.Option(
+            "--view",
+            metavar="NAME",
+            help="The attack view; the strongest known unless given.",
+            rich_help_panel=THREAT,
+            show_default=False,
+        ),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            "--dataset",
+            metavar="D",
+            help="Where the test examples come from; a run's own data set unless given.",
+            autocompletion=options.names_of("dataset"),
+            show_default=False,
+        ),
+    ] = None,
+    n: Annotated[
+        str | None,
+        typer.Option(
+            "-n", metavar="N", help="Number of test examples, or all.", show_default="1000"
+        ),
+    ] = None,
+    subset: Annotated[
+        str,
+        typer.Option(
+            "--subset", metavar="RULE", help="first, random:SEED, correct or fold:K (ten folds)."
+        ),
+    ] = "first",
+    seed: options.Seed = 0,
+    batch_size: options.BatchSize = "auto",
+    data: options.Data = None,
+    results: options.Results = options.DEFAULT_RESULTS,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    threads: options.Threads = None,
+    json_: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+    fresh: options.Fresh = False,
+) -> None:
+    """Evaluate every subject under every attack and print the table."""
+    from ..core.norms import parse_grid
+
+    if eps is not None and eps_sweep is not None:
+        raise UserError("--eps and --eps-sweep exclude each other")
+    grid = eps if eps is not None else (eps_sweep or None)
+    names = options.split_names(attack or ["pgd"])
+    chosen = settings_by_attack(options.parse_set(settings), names)
+    budgets = None if grid is None else parse_grid(grid, norm or implied_norm(names))
+    count = options.parse_count(n)
+    images = options.parse_batch_size(batch_size)
+
+    from ..evaluation.run import evaluate
+    from .console import progress
+
+    reporter = progress(quiet)
+    answers: list[Answer] = []
+    for subject in subjects or ["last"]:
+        answers += evaluate(
+            subject,
+            names,
+            dataset=dataset,
+            eps=budgets,
+            norm=norm,
+            n=count,
+            settings=chosen,
+            sweep=sweep,
+            targeted=targeted,
+            view=view,
+            subset=subset,
+            seed=seed,
+            device=device,
+            precision=precision,
+            batch_size=images,
+            threads=threads,
+            data_dir=data,
+            results_dir=results,
+            fresh=fresh,
+            progress=reporter,
+        )
+    show(answers, as_json=json_, quiet=quiet)
+
+
+def implied_norm(names: list[str]) -> str:
+    """The norm that the names themselves say, for the check of budgets before anything loads."""
+    ends = {name.rpartition("_")[2] for name in names} & {"l2", "l1"}
+    return ends.pop() if len(ends) == 1 and len(names) == 1 else "l2" if ends else "linf"
+
+
+def settings_by_attack(settings: dict[str, str], names: list[str]) -> dict[str, dict[str, object]]:
+    """`steps=40` for every attack as "", `pgd_linf.steps=40` for that one alone."""
+    from ..core.errors import did_you_mean
+
+    chosen: dict[str, dict[str, object]] = {"": {}}
+    for key, value in settings.items():
+        attack, dot, name = key.partition(".")
+        if not dot:
+            chosen[""][key] = value
+        elif attack in names:
+            chosen.setdefault(attack, {})[name] = value
+        else:
+            hint = did_you_mean(attack, names, ", ".join(names))
+            raise UserError(f"--set {key}: {attack!r} is not among the attacks", hint)
+    return chosen
+
+
+def show(answers: list[Answer], as_json: bool, quiet: bool) -> None:
+    """The answers on stdout: one JSON document, or a table with what a reader needs to know."""
+    import time
+
+    from .console import duration, note, out, print_json
+
+    stored = [answer.stored for answer in answers]
+    if as_json:
+        print_json({"results": [one.document() for one in stored]})
+        return
+    from ..report.table import results_table
+
+    out.print(results_table(stored, out.width))
+    if quiet:
+        return
+    for answer in answers:
+        path = answer.stored.path
+        if answer.cached:
+            age = duration(max(0.0, time.time() - path.stat().st_mtime))
+            note(f"stored {age} ago; --fresh to ask again: {path}")
+        else:
+            note(f"stored {path}")

@@ -1,0 +1,252 @@
+"""Downloads: resumable, checked, and whole or not there.
+
+torchvision knows the mirrors and the checksums, and we take both from it; its own download starts
+from nothing after an interruption, so the transfer is ours: urllib, with a `.part` file beside the
+final name and HTTP Range to go on with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+from ..core import registry
+from ..core.errors import UserError
+from ..core.progress import Progress, Silent
+from . import digest, locate
+from .locate import KnownFile, Sums
+
+TIMEOUT = 30.0  # seconds without a byte
+TRIES = 3  # connections per mirror that may break before the next mirror's turn
+_CHUNK = 1 << 16
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """One file after `fetch`: `downloaded` False where it was here and whole already."""
+
+    path: Path
+    downloaded: bool
+
+
+class _BrokenError(Exception):
+    """A transfer ended early: what arrived is kept, and worth going on with."""
+
+
+class _RefusedError(Exception):
+    """This mirror has not got the file, or another file: no use in asking it again."""
+
+
+def fetch(
+    name: str,
+    data_dir: str | Path | None = None,
+    *,
+    mirror: str | None = None,
+    progress: Progress | None = None,
+) -> list[Fetched]:
+    """Download what is missing or altered of a registered data set into the data folder.
+
+    `mirror` (default: `$RRD_MIRROR`, else torchvision's list): a base address that serves a data
+    folder, so a file is at `<mirror>/<data set>/<file>`. Files are verified before they get their
+    names; after an interruption the next call goes on. No network, no such file, truncated or
+    altered files: `UserError`, and nothing under the final name.
+    """
+    entry = registry.find("dataset", name)
+    root = locate.data_dir(data_dir)
+    if not locate.known_files(entry.card):
+        return []
+    if "torchvision" not in entry.card:
+        raise UserError(
+            f"{entry.name} cannot be fetched: nobody publishes it in a place known to rrd",
+            hint=f"put its files into {root / entry.name}",
+        )
+    wanted = [found for found in locate.find_files(entry.card, root) if not _whole(found)]
+    here = [
+        Fetched(found.path, downloaded=False)
+        for found in locate.find_files(entry.card, root)
+        if found.path is not None and found.known not in [other.known for other in wanted]
+    ]
+    if not wanted:
+        return here
+    bases, sums = _origin(entry, mirror)
+    fetched = []
+    for found in wanted:
+        known = _agreed(found.known, sums)
+        target = root / entry.card["folders"][0] / known.name
+        urls = [base + known.name for base in bases]
+        _download(urls, target, known.sums, progress or Silent())
+        fetched.append(Fetched(target, downloaded=True))
+    return [*here, *fetched]
+
+
+def _whole(found: locate.FoundFile) -> bool:
+    if found.path is None:
+        return False
+    try:
+        digest.check_file(found)
+    except UserError:
+        return False
+    return True
+
+
+def _origin(entry: registry.Entry, mirror: str | None) -> tuple[list[str], Mapping[str, str]]:
+    """Base addresses (with a slash at the end), and the checksums that go with them."""
+    mirror = mirror or os.environ.get("RRD_MIRROR")
+    if mirror:
+        if urlsplit(mirror).scheme not in ("http", "https") or not urlsplit(mirror).netloc:
+            raise UserError(f"mirror {mirror!r} is not an http(s) address")
+        return [f"{mirror.rstrip('/')}/{entry.name}/"], {}
+    from . import torchvision_shim
+
+    mirrors, sums = torchvision_shim.origin(entry.card["torchvision"])
+    return [base.rstrip("/") + "/" for base in mirrors], sums
+
+
+def _agreed(known: KnownFile, sums: Mapping[str, str]) -> KnownFile:
+    """`known`, after its MD5 was held against torchvision's: two lists must not tell two stories."""
+    listed = sums.get(known.name, known.sums.md5)
+    if listed != known.sums.md5:
+        raise UserError(
+            f"{known.name}: this torchvision lists MD5 {listed}, rrd knows {known.sums.md5}",
+            hint="one of the two is out of date: please report it",
+        )
+    return known
+
+
+def _download(urls: Sequence[str], target: Path, sums: Sums, progress: Progress) -> None:
+    """Bring one file from the first mirror that has it, by way of `target` + `.part`."""
+    part = target.with_name(target.name + ".part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(part) as handle:
+            reasons: list[str] = []
+            progress.start(f"fetch {target.parent.name}/{target.name}", sums.size or 0)
+            for url in urls:
+                try:
+                    _from_mirror(url, handle, part, sums, progress)
+                except (_BrokenError, _RefusedError) as error:
+                    reasons.append(f"{urlsplit(url).netloc}: {error}")
+                    continue
+                os.replace(part, target)
+                progress.finish()
+                return
+            kept = part.stat().st_size
+            progress.finish("failed")
+            if not kept:
+                part.unlink()
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {target.parent}: {error.strerror}", hint="choose another: --data DIR"
+        ) from error
+    raise UserError(
+        f"cannot fetch {target.parent.name}/{target.name} ({'; '.join(reasons)})",
+        hint=f"the same command goes on after {kept:,} bytes"
+        if kept
+        else f"put the file into {target.parent} by hand, or name another source with --mirror URL",
+    )
+
+
+@contextlib.contextmanager
+def _alone(part: Path) -> Iterator[IO[bytes]]:
+    """The `.part` file, open at its end; a second process that wants it gets a `UserError`."""
+    # The temporary name has to be the same in every try: it is what a later try goes on with.
+    with open(part, "ab") as handle:
+        try:
+            import fcntl
+        except ImportError:  # no such locks on this system: the checksum still decides
+            yield handle
+            return
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is fetching {part}") from None
+        yield handle
+
+
+def _from_mirror(
+    url: str, handle: IO[bytes], part: Path, sums: Sums, progress: Progress
+) -> None:
+    """Bring the whole, verified content of `url` into `handle`, or say why not."""
+    resumed = handle.tell() > 0
+    for attempt in range(1, TRIES + 1):
+        before = handle.tell()
+        try:
+            if sums.size is None or handle.tell() < sums.size:
+                _transfer(url, handle, sums, progress)
+        except _BrokenError:
+            # A connection that brought nothing is a mirror that does not work.
+            if attempt == TRIES or handle.tell() == before:
+                raise
+            continue
+        handle.flush()
+        os.fsync(handle.fileno())
+        problem = digest.problem_of(part, sums)
+        if problem is None:
+            return
+        _empty(handle)
+        if not resumed:
+            raise _RefusedError(f"what it sends {problem}")
+        # The beginning may have come from elsewhere, or long ago: once more, from nothing.
+        resumed = False
+    raise _RefusedError("what it sends does not hold")
+
+
+def _transfer(url: str, handle: IO[bytes], sums: Sums, progress: Progress) -> None:
+    """Append what `handle` lacks of `url`; starts from nothing where the server knows no Range."""
+    start = handle.tell()
+    headers = {"User-Agent": "robustbench-defenses", "Accept-Encoding": "identity"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, headers=headers), timeout=TIMEOUT
+        ) as response:
+            if start and not _goes_on(response, start):
+                _empty(handle)
+                start = 0
+            total = _announced(response, start)
+            if None not in (total, sums.size) and total != sums.size:
+                _empty(handle)
+                kind = "truncated" if int(total or 0) < int(sums.size or 0) else "altered"
+                raise _RefusedError(f"its file is {kind}: {total:,} of {sums.size:,} bytes")
+            while chunk := response.read(_CHUNK):
+                handle.write(chunk)
+                progress.update(handle.tell())
+    except urllib.error.HTTPError as error:
+        if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+            _empty(handle)
+            raise _BrokenError("it has less than was here") from None
+        raise _RefusedError(f"{error.code} {error.reason}") from None
+    except urllib.error.URLError as error:
+        reason = getattr(error.reason, "strerror", None) or error.reason
+        raise _BrokenError(f"no connection: {reason}") from None
+    except (http.client.HTTPException, ConnectionError, TimeoutError) as error:
+        raise _BrokenError(f"interrupted: {str(error) or type(error).__name__}") from None
+    if total is not None and handle.tell() < total:
+        raise _BrokenError(f"interrupted after {handle.tell():,} of {total:,} bytes")
+
+
+def _goes_on(response: Any, start: int) -> bool:
+    """Whether the answer to a Range request begins where it was asked to."""
+    found = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+    return bool(response.status == http.client.PARTIAL_CONTENT and found and int(found[1]) == start)
+
+
+def _announced(response: Any, start: int) -> int | None:
+    """The size of the whole file as the server tells it."""
+    length = response.headers.get("Content-Length", "")
+    return start + int(length) if length.isdigit() else None
+
+
+def _empty(handle: IO[bytes]) -> None:
+    handle.truncate(0)
+    handle.seek(0)

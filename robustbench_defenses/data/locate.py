@@ -1,0 +1,112 @@
+"""Where image files are looked for, and what a card knows of each of them. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import UserError
+
+DEFAULT_DIR = Path("data")
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Size in bytes and checksums (hex) of one form of a file; None where nobody published it."""
+
+    size: int | None = None
+    md5: str | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class KnownFile:
+    """One file of a data set as its card lists it; `unzipped`: the same without its `.gz`."""
+
+    name: str
+    sums: Sums
+    unzipped: Sums | None = None
+
+
+@dataclass(frozen=True)
+class FoundFile:
+    """A known file and the form of it that is here (`path` None: neither form is)."""
+
+    known: KnownFile
+    path: Path | None
+
+    @property
+    def sums(self) -> Sums:
+        """What the form that is here must add up to."""
+        if self.path is not None and self.path.name != self.known.name and self.known.unzipped:
+            return self.known.unzipped
+        return self.known.sums
+
+
+def data_dir(given: str | Path | None = None) -> Path:
+    """`given` (`--data`), else `$RRD_DATA`, else `./data`."""
+    if given is not None:
+        return Path(given).expanduser()
+    named = os.environ.get("RRD_DATA")
+    return Path(named).expanduser() if named else DEFAULT_DIR
+
+
+def known_files(card: Mapping[str, Any]) -> list[KnownFile]:
+    """The files of a card: `CARD["files"][NAME] = {"bytes", "md5", "sha256", "unzipped"}`."""
+    return [
+        KnownFile(name, _sums(about), _sums(about["unzipped"]) if "unzipped" in about else None)
+        for name, about in card.get("files", {}).items()
+    ]
+
+
+def _sums(about: Mapping[str, Any]) -> Sums:
+    return Sums(about.get("bytes"), about.get("md5"), about.get("sha256"))
+
+
+def find_file(card: Mapping[str, Any], known: KnownFile, root: Path) -> FoundFile:
+    """The first form of a file that exists: `CARD["folders"]` in order, as listed, then unzipped."""
+    names = [known.name, known.name.removesuffix(".gz")] if known.unzipped else [known.name]
+    for folder in card.get("folders", []):
+        for name in names:
+            path = root / folder / name
+            if path.is_file():
+                return FoundFile(known, path)
+    return FoundFile(known, None)
+
+
+def find_files(card: Mapping[str, Any], root: Path) -> list[FoundFile]:
+    """Every file of a card, here or not."""
+    return [find_file(card, known, root) for known in known_files(card)]
+
+
+def missing(name: str, card: Mapping[str, Any], known: KnownFile, root: Path) -> UserError:
+    """The error for a file that is not here: which, where it was looked for, how to get it."""
+    shown = known.name.removesuffix(".gz") + "(.gz)" if known.unzipped else known.name
+    folders = [str(root / folder) for folder in card.get("folders", [])]
+    where = " or ".join([", ".join(folders[:-1]), folders[-1]] if folders[1:] else folders)
+    named = os.environ.get("RRD_DATA")
+    if not root.is_dir():
+        where += f" (there is no folder {root})"
+    elif not named and root == DEFAULT_DIR:
+        where += " (RRD_DATA is not set)"
+    return UserError(f"{name} is not here: no {shown} in {where}", hint=how_to_get(name, card))
+
+
+def how_to_get(name: str, card: Mapping[str, Any]) -> str:
+    """One line: the command that fetches the files, or what to do where none does."""
+    if "torchvision" not in card:
+        return "put the files there, or name their folder with --data DIR"
+    return f"rrd data fetch {name}   ({megabytes(card)}), or --data DIR"
+
+
+def total_bytes(card: Mapping[str, Any]) -> int:
+    """Bytes of all listed files, as fetched."""
+    return sum(known.sums.size or 0 for known in known_files(card))
+
+
+def megabytes(card: Mapping[str, Any]) -> str:
+    """The size of all files in words: `12 MB`."""
+    return f"{max(1, round(total_bytes(card) / 1e6))} MB"
