@@ -51,6 +51,8 @@ def upward(path: Path, source: str) -> list[str]:
     wrong = []
     for line, module in imported_modules(path, source):
         floor = module.split(".")[1]
+        if floor == "__version__":
+            continue
         if floor not in FLOORS or FLOORS.index(floor) > own:
             wrong.append(f"{path.relative_to(ROOT)}:{line} imports {module}")
     return wrong

@@ -20,7 +20,7 @@ from . import options
 if TYPE_CHECKING:
     from ..evaluation.run import Images
 
-SHOWN = 10
+SHOWN = 8
 
 
 def command(

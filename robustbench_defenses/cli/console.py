@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
 MAX_WIDTH = 100
+SMALLEST_CUT = 24
 PLAIN_INTERVAL = 10.0
 
 
@@ -70,18 +71,21 @@ def print_table(
 ) -> None:
     """A table on stdout without lines; `right` names the columns aligned to the right.
 
-    Cells never wrap: where the screen is too narrow, columns are dropped from the right, and
-    the last one left is cut.
+    Cells never wrap: where the screen is too narrow, the last column is cut, or dropped where
+    not enough of it would be left, and so on to the left.
     """
     widths = [
         max([cell_len(name), *(cell_len(row[i]) for row in rows)]) for i, name in enumerate(columns)
     ]
     kept = len(columns)
-    # One blank at either end, two between columns.
-    while kept > 2 and sum(widths[:kept]) + 2 * kept > out.width:
+
+    def room() -> int:
+        # One blank at either end, two between columns.
+        return out.width - 2 * kept - sum(widths[: kept - 1])
+
+    while kept > 2 and room() < min(widths[kept - 1], SMALLEST_CUT):
         kept -= 1
-    room = out.width - 2 * kept - sum(widths[: kept - 1])
-    widths = [*widths[: kept - 1], max(1, min(widths[kept - 1], room))]
+    widths = [*widths[: kept - 1], max(1, min(widths[kept - 1], room()))]
     out.print(Text(_line(columns, columns, widths, right), style="dim"), soft_wrap=True)
     for row in rows:
         out.print(Text(_line(row, columns, widths, right)), soft_wrap=True)

@@ -8,6 +8,7 @@ rrd info my_attack.py:MyAttack
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -21,6 +22,8 @@ from ..core.settings import Param, shown
 from . import stored
 from .console import out, print_json
 from .options import DEFAULT_RESULTS, Debug, Json, Quiet, Results
+
+_DIGEST = re.compile(r"[0-9a-f]{32,}")
 
 
 def _complete(incomplete: str) -> list[tuple[str, str]]:
@@ -157,8 +160,15 @@ def _nested(value: Any) -> bool:
 
 
 def _text(value: Any) -> str:
+    """A value in one cell; digests are shown by their beginning (`--json` has all of them)."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}={_text(item)}" for key, item in value.items()) or "defaults"
+        parts = [
+            f"{key} ({_text(item)})" if _nested(item) else f"{key}={_text(item)}"
+            for key, item in value.items()
+        ]
+        return ", ".join(parts) or "defaults"
     if isinstance(value, list | tuple):
         return ", ".join(_text(item) for item in value)
+    if isinstance(value, str) and _DIGEST.fullmatch(value):
+        return f"{value[:8]}…"
     return shown(value)

@@ -17,6 +17,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from .. import __version__
 from ..core.errors import Interrupted, Notice, UserError, did_you_mean
 from .frame import CONTEXT, RootGroup, heads, option_names
 
@@ -89,20 +90,10 @@ def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     if version:
-        typer.echo(f"rrd {package_version()}")
+        typer.echo(f"rrd {__version__}")
         raise typer.Exit(0)
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
-
-
-def package_version() -> str:
-    """The installed version, or `unknown` when run from a folder that is not installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("robustbench-defenses")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 class _Stop:
@@ -151,7 +142,7 @@ def _defect(arguments: list[str]) -> int:
     _say(traceback.format_exc().rstrip())
     _say(
         "this is a defect of rrd, not of your input; please report the traceback above with: "
-        f"rrd {package_version()}, python {platform.python_version()}, {platform.system()}, "
+        f"rrd {__version__}, python {platform.python_version()}, {platform.system()}, "
         f"command: {shlex.join(['rrd', *arguments])}"
     )
     return 3

@@ -60,7 +60,7 @@ def command(
         typer.Option(
             "--preset",
             metavar="P",
-            help="smoke (seconds), quick (minutes, two cores), short (one GPU), paper (as printed).",
+            help="smoke (seconds), quick (minutes on two cores), short (one GPU), paper (printed).",
             autocompletion=lambda: list(PRESETS),
         ),
     ] = "quick",
@@ -86,9 +86,7 @@ def command(
     settings: options.Set = None,
     epochs: Annotated[
         int | None,
-        typer.Option(
-            "--epochs", metavar="E", help="Epochs of the main phase.", show_default=False
-        ),
+        typer.Option("--epochs", metavar="E", help="Epochs of the main phase.", show_default=False),
     ] = None,
     limit_train: Annotated[
         int | None,

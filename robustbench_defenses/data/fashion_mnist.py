@@ -1,7 +1,8 @@
-"""Fashion-MNIST: 70,000 articles of clothing, 28x28 grey; 60,000 to train, 10,000 to test.
+"""Articles of clothing, 28x28 grey.
 
-Xiao, Rasul and Vollgraf 2017. Four idx files, gzipped or not, in `fashion_mnist/` of the data
-folder or in the layouts that torchvision writes.
+Xiao, Rasul and Vollgraf 2017; copyright 2017 Zalando SE. Made to replace MNIST by
+something harder. Four idx files, gzipped or not, in `fashion_mnist/` of the data folder or in the
+layouts that torchvision writes.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ CARD = {
         "Bag",
         "Ankle boot",
     ],
-    "licence": "MIT, Copyright 2017 Zalando SE",
+    "licence": "MIT",
     "grids": {
         "linf": [0.0, 0.1, 0.2, 0.3, 0.35, 0.4, 0.45, 0.5],
         "l2": [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0],

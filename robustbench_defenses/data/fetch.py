@@ -14,13 +14,13 @@ import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
 from ..core import registry
-from ..core.errors import UserError
+from ..core.errors import Interrupted, UserError
 from ..core.progress import Progress, Silent
 from . import digest, locate
 from .locate import KnownFile, Sums
@@ -112,47 +112,81 @@ def _origin(entry: registry.Entry, mirror: str | None) -> tuple[list[str], Mappi
 
 
 def _agreed(known: KnownFile, sums: Mapping[str, str]) -> KnownFile:
-    """`known`, after its MD5 was held against torchvision's: two lists must not tell two stories."""
-    listed = sums.get(known.name, known.sums.md5)
-    if listed != known.sums.md5:
-        raise UserError(
-            f"{known.name}: this torchvision lists MD5 {listed}, rrd knows {known.sums.md5}",
-            hint="one of the two is out of date: please report it",
-        )
-    return known
+    """`known` with torchvision's MD5: two lists must not tell two stories."""
+    listed = sums.get(known.name)
+    if listed is None or listed == known.sums.md5:
+        return known
+    if known.sums.md5 is None:
+        return replace(known, sums=replace(known.sums, md5=listed))
+    raise UserError(
+        f"{known.name}: this torchvision lists MD5 {listed}, rrd knows {known.sums.md5}",
+        hint="one of the two is out of date: please report it",
+    )
 
 
 def _download(urls: Sequence[str], target: Path, sums: Sums, progress: Progress) -> None:
     """Bring one file from the first mirror that has it, by way of `target` + `.part`."""
     part = target.with_name(target.name + ".part")
+    shown = f"{target.parent.name}/{target.name}"
+    made: list[Path] = []
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        made = _make_folder(target.parent)
         with _alone(part) as handle:
-            reasons: list[str] = []
-            progress.start(f"fetch {target.parent.name}/{target.name}", sums.size or 0)
-            for url in urls:
-                try:
-                    _from_mirror(url, handle, part, sums, progress)
-                except (_BrokenError, _RefusedError) as error:
-                    reasons.append(f"{urlsplit(url).netloc}: {error}")
-                    continue
+            progress.start(f"fetch {shown}", sums.size or 0)
+            reasons = _first_that_works(urls, handle, part, sums, progress)
+            kept = handle.tell()
+            if reasons is None:
                 os.replace(part, target)
-                progress.finish()
-                return
-            kept = part.stat().st_size
-            progress.finish("failed")
-            if not kept:
-                part.unlink()
+            elif not kept:
+                _remove(part, made)
+            progress.finish("failed" if reasons else "")
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted while fetching {shown}; the same command goes on") from None
     except OSError as error:
         raise UserError(
             f"cannot write to {target.parent}: {error.strerror}", hint="choose another: --data DIR"
         ) from error
+    if reasons is None:
+        return
+    by_hand = f"put the file into {target.parent} by hand, or name another source: --mirror URL"
     raise UserError(
-        f"cannot fetch {target.parent.name}/{target.name} ({'; '.join(reasons)})",
-        hint=f"the same command goes on after {kept:,} bytes"
-        if kept
-        else f"put the file into {target.parent} by hand, or name another source with --mirror URL",
+        f"cannot fetch {shown} ({'; '.join(reasons)})",
+        hint=f"the same command goes on after {kept:,} bytes" if kept else by_hand,
     )
+
+
+def _make_folder(folder: Path) -> list[Path]:
+    """Make a folder and its parents; those that were not there before, innermost first."""
+    made = []
+    while not folder.exists():
+        made.append(folder)
+        folder = folder.parent
+    for new in reversed(made):
+        new.mkdir(exist_ok=True)
+    return made
+
+
+def _remove(part: Path, made: Sequence[Path]) -> None:
+    """Leave no trace of a download that brought nothing."""
+    part.unlink()
+    with contextlib.suppress(OSError):  # another process may have put something there
+        for folder in made:
+            folder.rmdir()
+
+
+def _first_that_works(
+    urls: Sequence[str], handle: IO[bytes], part: Path, sums: Sums, progress: Progress
+) -> list[str] | None:
+    """None when the file is whole, else what was wrong with each mirror."""
+    reasons = []
+    for url in urls:
+        try:
+            _from_mirror(url, handle, part, sums, progress)
+        except (_BrokenError, _RefusedError) as error:
+            reasons.append(f"{urlsplit(url).netloc}: {error}")
+        else:
+            return None
+    return reasons
 
 
 @contextlib.contextmanager
@@ -169,12 +203,13 @@ def _alone(part: Path) -> Iterator[IO[bytes]]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another process is fetching {part}") from None
+        if not part.exists() or not os.path.samestat(os.fstat(handle.fileno()), part.stat()):
+            # The other process finished between our open and our lock: this is its file now.
+            raise UserError(f"another process has just fetched {part.with_suffix('')}")
         yield handle
 
 
-def _from_mirror(
-    url: str, handle: IO[bytes], part: Path, sums: Sums, progress: Progress
-) -> None:
+def _from_mirror(url: str, handle: IO[bytes], part: Path, sums: Sums, progress: Progress) -> None:
     """Bring the whole, verified content of `url` into `handle`, or say why not."""
     resumed = handle.tell() > 0
     for attempt in range(1, TRIES + 1):
@@ -218,7 +253,7 @@ def _transfer(url: str, handle: IO[bytes], sums: Sums, progress: Progress) -> No
                 _empty(handle)
                 kind = "truncated" if int(total or 0) < int(sums.size or 0) else "altered"
                 raise _RefusedError(f"its file is {kind}: {total:,} of {sums.size:,} bytes")
-            while chunk := response.read(_CHUNK):
+            for chunk in _chunks(response):
                 handle.write(chunk)
                 progress.update(handle.tell())
     except urllib.error.HTTPError as error:
@@ -230,9 +265,21 @@ def _transfer(url: str, handle: IO[bytes], sums: Sums, progress: Progress) -> No
         reason = getattr(error.reason, "strerror", None) or error.reason
         raise _BrokenError(f"no connection: {reason}") from None
     except (http.client.HTTPException, ConnectionError, TimeoutError) as error:
-        raise _BrokenError(f"interrupted: {str(error) or type(error).__name__}") from None
+        raise _BrokenError(f"no answer: {error}") from None
     if total is not None and handle.tell() < total:
         raise _BrokenError(f"interrupted after {handle.tell():,} of {total:,} bytes")
+
+
+def _chunks(response: Any) -> Iterator[bytes]:
+    """What arrives, until the end or a fault of the connection (never one of our disk)."""
+    while True:
+        try:
+            chunk = response.read(_CHUNK)
+        except (http.client.HTTPException, OSError) as error:
+            raise _BrokenError(f"interrupted: {error}") from None
+        if not chunk:
+            return
+        yield chunk
 
 
 def _goes_on(response: Any, start: int) -> bool:

@@ -1,4 +1,4 @@
-"""The idx format of MNIST and its kin: big-endian magic and sizes, then unsigned bytes; gz or not."""
+"""The idx format of MNIST and its kin: big-endian magic and sizes, then bytes; gzipped or not."""
 
 from __future__ import annotations
 
@@ -54,9 +54,8 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
 
     content = _content(path)
     if len(content) < 4 or content[0] or content[1]:
-        raise UserError(
-            f"{path} is not an idx file: it begins with {content[:4].hex() or 'nothing'}"
-        )
+        begins = f"begins with 0x{content[:4].hex()}" if content else "is empty"
+        raise UserError(f"{path} is not an idx file: it {begins}")
     if content[2] != _UNSIGNED_BYTE or content[3] != dimensions:
         raise UserError(
             f"{path}: magic number 0x{content[:4].hex()} is not that of "

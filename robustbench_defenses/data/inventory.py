@@ -40,7 +40,7 @@ def chosen(names: Sequence[str]) -> list[registry.Entry]:
         entry = registry.find("dataset", name)
         if ":" in name or "prefix" in entry.card:
             raise UserError(
-                f"{name} is not a registered data set: its digests are nobody's business",
+                f"{name} is not a registered data set: nobody published its digests",
                 hint="it is read and checked whenever it is used; registered: rrd list datasets",
             )
         if entry not in result:

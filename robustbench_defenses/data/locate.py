@@ -67,7 +67,7 @@ def _sums(about: Mapping[str, Any]) -> Sums:
 
 
 def find_file(card: Mapping[str, Any], known: KnownFile, root: Path) -> FoundFile:
-    """The first form of a file that exists: `CARD["folders"]` in order, as listed, then unzipped."""
+    """The first form of a file that exists: folder by folder, as listed, then unzipped."""
     names = [known.name, known.name.removesuffix(".gz")] if known.unzipped else [known.name]
     for folder in card.get("folders", []):
         for name in names:

@@ -1,7 +1,7 @@
-"""MNIST: 70,000 handwritten digits, 28x28 grey; 60,000 to train, 10,000 to test.
+"""Handwritten digits, 28x28 grey.
 
-LeCun, Bottou, Bengio and Haffner 1998. Four idx files, gzipped or not, in `mnist/` of the data
-folder or in the layouts that torchvision writes.
+LeCun, Bottou, Bengio and Haffner 1998; the authors state no licence and ask to be cited. Four idx
+files, gzipped or not, in `mnist/` of the data folder or in the layouts that torchvision writes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CARD = {
     "train": 60000,
     "test": 10000,
     "class_names": ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"],
-    "licence": "none stated by its authors; cite LeCun, Cortes and Burges",
+    "licence": "none stated",
     "grids": {
         "linf": [0.0, 0.1, 0.2, 0.3, 0.35, 0.4, 0.45, 0.5],
         "l2": [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0],

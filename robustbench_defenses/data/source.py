@@ -89,7 +89,7 @@ def load(name: str, split: str, data_dir: str | Path | None = None) -> Split:
 
 
 def describe(name: str, data_dir: str | Path | None = None) -> DataInfo:
-    """Shape, classes and eps grids of a data set; its files are read only if nobody declared them."""
+    """Shape, classes and eps grids of a data set; files are read only if nobody declared them."""
     entry, dataset = _open(name)
     about = _declared(entry, dataset)
     shape, classes = about["shape"], about["classes"]
@@ -173,7 +173,7 @@ def _metavar(entry: registry.Entry) -> str:
 
 @contextlib.contextmanager
 def _foreign(entry: registry.Entry) -> Iterator[None]:
-    """Around code of the user's or of an installed package: its faults are told with file and line."""
+    """Around code that is not ours: its faults are told with file and line."""
     if entry.origin == "rrd":
         yield
         return
@@ -184,7 +184,7 @@ def _foreign(entry: registry.Entry) -> Iterator[None]:
 
 def _declared(entry: registry.Entry, dataset: DataSet) -> dict[str, Any]:
     """What object or CARD say of the data; None (or empty) where neither does."""
-    empty = {"shape": None, "classes": None, "grids": {}, "class_names": ()}
+    empty: dict[str, Any] = {"shape": None, "classes": None, "grids": {}, "class_names": ()}
     with _foreign(entry):
         about = {
             key: getattr(dataset, key, None) or entry.card.get(key) or nothing
@@ -257,8 +257,7 @@ def _labels(labels: Tensor, name: str, count: int) -> Tensor:
     if len(labels) != count:
         raise UserError(f"{name}: {count} images but {len(labels)} labels")
     labels = labels.to(torch.int64).contiguous()
-    if int(labels.min()) < 0:
-        raise UserError(
-            f"{name}: label {int(labels.min())} (image {int(labels.argmin())}) is negative"
-        )
+    lowest = int(labels.argmin())
+    if int(labels[lowest]) < 0:
+        raise UserError(f"{name}: label {int(labels[lowest])} (image {lowest}) is negative")
     return labels

@@ -73,7 +73,7 @@ CARD = {
             "projector_optimiser": "adam",
         },
     },
-    "models": {"mnist": "cnn6", "fashion_mnist": "cnn6", "*": "cnn6"},
+    "models": {"digits": "lenet", "*": "cnn6"},
     "params": {
         "perturbation": {"help": "how the perturbed twin is made"},
         "eps_low": {"unit": "pixel units", "min": 0, "max": 1, "papers": {"mnist": 0.1}},
@@ -109,7 +109,14 @@ CARD = {
     },
     "datasets": {"cifar10": {"eps_low": 0.01, "eps_high": 0.03}},
     "presets": {
-        "smoke": {"epochs": 3, "pretrain_epochs": 1, "batch_size": 64, "model.width": 8},
+        "smoke": {
+            "epochs": 3,
+            "pretrain_epochs": 2,
+            "batch_size": 64,
+            "centre_init": "class_means",
+            "projector_width": 64,
+            "model.width": 8,
+        },
         "quick": {
             "epochs": 4,
             "pretrain_epochs": 2,
@@ -117,7 +124,12 @@ CARD = {
             "centre_init": "class_means",
             "model.width": 16,
         },
-        "quick:digits": {"epochs": 20, "pretrain_epochs": 8, "batch_size": 64},
+        "quick:digits": {
+            "epochs": 12,
+            "pretrain_epochs": 5,
+            "batch_size": 64,
+            "model.width": 32,
+        },
         "short": {"epochs": 30, "pretrain_epochs": 5, "batch_size": 256},
         "paper": {"epochs": 300, "pretrain_epochs": 50, "batch_size": 256, "validation": 0},
         "paper:paper": {"pretrain_epochs": 150},

@@ -49,7 +49,7 @@ CARD = {
     "presets": {
         "smoke": {"epochs": 3, "batch_size": 64, "steps": 3, "rel_step": 0.5},
         "quick": {"epochs": 6, "steps": 7, "eps_ramp": 0.3},
-        "quick:digits": {"epochs": 40, "batch_size": 64},
+        "quick:digits": {"epochs": 30, "batch_size": 64},
         "short": {"epochs": 20, "eps_ramp": 0.3},
         "paper": {
             "epochs": 83,

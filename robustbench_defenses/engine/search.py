@@ -223,8 +223,8 @@ class Search:
         out.broken[budget[hit], example] = True
         restart = running.restart[where[hit]]
         items = zip(example.tolist(), budget[hit].tolist(), restart.tolist())
-        counts = [i for i, item in enumerate(items) if agenda.succeed(Item(*item))]
-        for i in counts:
+        ahead = [i for i, item in enumerate(items) if agenda.succeed(Item(*item))]
+        for i in ahead:
             out.distance[example[i]] = length[hit[i]]
             out.budget[example[i]] = self._grid[budget[hit[i]]]
         return broken

@@ -233,7 +233,10 @@ def mcnemar_exact(b: int, c: int) -> float:
         raise ValueError("counts are not negative")
     total = b + c
     # Integers throughout: no underflow, however many examples differ.
-    tail = sum(math.comb(total, k) for k in range(min(b, c) + 1))
+    tail = ways = 1  # ways = total choose k
+    for k in range(min(b, c)):
+        ways = ways * (total - k) // (k + 1)
+        tail += ways
     return min(1.0, 2 * tail / (1 << total))
 
 

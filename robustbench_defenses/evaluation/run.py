@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from ..core import rng
 from ..core.device import machine
 from ..core.errors import UserError
-from ..core.norms import distance
+from ..core.norms import check_eps, distance
 from ..core.progress import Progress, Silent
+from ..core.view import Logits
 from ..engine.caller import Cost
 from ..engine.craft import craft
 from ..engine.verdict import Judge, evaluation_mode
@@ -80,7 +81,7 @@ def evaluate(
     batch_size: int | None = None,
     threads: int | None = None,
     data_dir: Path | None = None,
-    results_dir: Path = Path("results"),
+    results_dir: str | Path = "results",
     fresh: bool = False,
     progress: Progress | None = None,
 ) -> Iterator[Answer]:
@@ -91,6 +92,7 @@ def evaluate(
     """
     if batch_size is not None and batch_size < 1:
         raise UserError(f"--batch-size {batch_size}: at least 1 is needed")
+    results_dir = Path(results_dir)
     here = machine(device, precision, threads)
     target = resolve(subject, results_dir, here.device)
     chosen = _examples(target, dataset, n, subset, data_dir, here.device)
@@ -140,6 +142,94 @@ def _one_step(
         if found is not None:
             return found.record()
     return None
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """Images made by an attack and what the verdict says of them.
+
+    `images` (N, C, H, W) in [0, 1]; `broken` (N,) bool: they count at the budget; `distance` (N,)
+    float64 in the attack's norm; `prediction` (N,) int64 of the images.
+    """
+
+    images: Tensor
+    broken: Tensor
+    distance: Tensor
+    prediction: Tensor
+
+
+def attack_tensors(
+    view: Logits,
+    images: Tensor,
+    labels: Tensor,
+    name: str,
+    *,
+    eps: float,
+    norm: str | None,
+    target: Tensor | None,
+    keep: str,
+    seed: int,
+    settings: Mapping[str, object],
+    deployed: Logits | None = None,
+    index: Tensor | None = None,
+    subject: str | None = None,
+    batch_size: int = 256,
+    report: Callable[[int], None] = lambda done: None,
+) -> Attacked:
+    """One image run on plain tensors, see `robustbench_defenses.attack`.
+
+    `deployed`: who judges, where that is not the attacked `view` itself; `index` (N,): the
+    examples' numbers, which key their randomness (default: their positions).
+    """
+    _check_tensors(images, labels, target)
+    if keep not in ("last", "best_loss"):
+        raise UserError(f"unknown keep {keep!r}", hint="last or best_loss")
+    entry = asking.named(name, norm)
+    made = entry.create(**dict(settings) | ({"norm": norm} if norm and _has_norm(entry) else {}))
+    check_eps(eps, made.norm)
+    everyone = torch.arange(len(images), device=images.device)
+    index = everyone if index is None else index
+    keys = rng.run_keys(seed, entry.name, index)
+    judge = Judge(deployed or view, subject or type(view).__name__, index, Cost())
+    goal = torch.full_like(labels, -1) if target is None else target
+    with evaluation_mode(view, deployed):
+        parts = []
+        for start in range(0, len(images), batch_size):
+            part = everyone[start : start + batch_size]
+            parts.append(
+                craft(
+                    view,
+                    made,
+                    images[part],
+                    labels[part],
+                    eps,
+                    key=keys[part],
+                    target=goal[part],
+                    keep="best_loss" if keep == "best_loss" else "last",
+                )
+            )
+            report(start + len(part))
+        points = torch.cat(parts)
+        prediction = judge.logits(points, everyone).argmax(1)
+        limit = torch.full((len(images),), eps, dtype=torch.float64, device=images.device)
+        broken, length = judge.judge(points, images, labels, goal, limit, made.norm, everyone)
+    return Attacked(points, broken, length, prediction)
+
+
+def _has_norm(entry: Any) -> bool:
+    return any(param.name == "norm" for param in entry.params)
+
+
+def _check_tensors(images: Tensor, labels: Tensor, target: Tensor | None) -> None:
+    if images.dim() < 2 or len(images) == 0 or not images.is_floating_point():
+        raise UserError(
+            f"images of shape {tuple(images.shape)} and type {images.dtype} are not float (N, ...)"
+        )
+    if not bool(((images >= 0) & (images <= 1)).all()):
+        raise UserError("images must lie in [0, 1]", hint="divide 8-bit images by 255")
+    for name, classes in (("labels", labels), ("target", target)):
+        if classes is not None and classes.shape != (len(images),):
+            raise UserError(f"{name} of shape {tuple(classes.shape)} for {len(images)} images")
 
 
 @dataclass(frozen=True)
@@ -214,44 +304,41 @@ def attack_images(
     )
     if eps is None:
         eps = question.budgets[(len(question.budgets) - 1) // 2]
-    if keep not in ("last", "best_loss"):
-        raise UserError(f"unknown --keep {keep!r}", hint="last or best_loss")
     progress = progress or Silent()
     progress.start(f"{question.name} on {target.name}", len(chosen))
-    wanted = choosing.targets(chosen, chosen.info.classes, seed) if targeted else None
-    keys = rng.run_keys(seed, question.name, chosen.index)
     judge = Judge(target.deployed, target.name, chosen.index, Cost())
     everyone = torch.arange(len(chosen), device=here.device)
-    made = []
     with evaluation_mode(target.deployed):
         before = judge.logits(chosen.images, everyone).argmax(1)
-        for start in range(0, len(chosen), batch_size or 256):
-            part = everyone[start : start + (batch_size or 256)]
-            images = craft(
-                target.view(view), question.attack, chosen.images[part], chosen.labels[part], eps,
-                key=keys[part], target=None if wanted is None else wanted[part],
-                keep=keep,  # type: ignore[arg-type]
-            )  # fmt: skip
-            made.append(images)
-            progress.update(int(part[-1]) + 1)
-        adversarial = torch.cat(made)
-        after = judge.logits(adversarial, everyone).argmax(1)
-        goal = torch.full_like(chosen.labels, -1) if wanted is None else wanted
-        limit = torch.full((len(chosen),), eps, dtype=torch.float64, device=here.device)
-        broken, _ = judge.judge(
-            adversarial, chosen.images, chosen.labels, goal, limit, question.norm, everyone
-        )
-    progress.finish(f"{int(broken.sum())} of {len(chosen)} misclassified")
+    wanted = choosing.targets(chosen, chosen.info.classes, seed) if targeted else None
+    made = attack_tensors(
+        target.view(view).logits,
+        chosen.images,
+        chosen.labels,
+        question.name,
+        eps=eps,
+        norm=None,
+        target=wanted,
+        keep=keep,
+        seed=seed,
+        settings=question.parameters,
+        deployed=target.deployed,
+        index=chosen.index,
+        subject=target.name,
+        batch_size=batch_size or 256,
+        report=progress.update,
+    )
+    progress.finish(f"{int(made.broken.sum())} of {len(chosen)} misclassified")
     return Images(
         clean=chosen.images,
-        adversarial=adversarial,
+        adversarial=made.images,
         labels=chosen.labels,
         before=before,
-        after=after,
+        after=made.prediction,
         index=chosen.index,
-        broken=broken | (before != chosen.labels),
+        broken=made.broken | (before != chosen.labels),
         distances={
-            name: distance(adversarial, chosen.images, name) for name in ("linf", "l2", "l1", "l0")
+            name: distance(made.images, chosen.images, name) for name in ("linf", "l2", "l1", "l0")
         },
         eps=eps,
         norm=question.norm,

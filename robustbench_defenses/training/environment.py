@@ -41,4 +41,6 @@ def git_commit() -> str | None:
 def command() -> str:
     """The command line of this process as one would type it."""
     name = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
+    if name == "__main__.py":  # python -m robustbench_defenses
+        name = "rrd"
     return shlex.join([name, *sys.argv[1:]])

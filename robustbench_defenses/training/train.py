@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import identity
 from ..core.device import Machine, machine
 from ..core.errors import UserError
 from ..core.progress import Progress, Silent
 from ..data.loader import Loader, split_validation
-from ..data.source import DataInfo, Split, describe, load, to_float
+from ..data.source import DataInfo, Split, describe, load, take, to_float
 from ..defenses.base import Defense, Parts, Setup
 from . import environment, resume
 from .assemble import fresh_parts, make_defense, model_factory
@@ -158,9 +157,7 @@ def _prepare(
         images = to_float(validation.images).to(device, memory_format=torch.channels_last)
         held = (images, validation.labels.to(device))
     if settings.limit_train:
-        n = settings.limit_train
-        digest = identity.short_hash([training.digest, n])
-        training = Split(training.images[:n], training.labels[:n], digest)
+        training = take(training, torch.arange(min(settings.limit_train, len(training))))
     size = min(settings.batch_size, len(training.labels))
     if size < 2:
         raise UserError(f"{size} training images are too few", hint="at least 2 are needed")

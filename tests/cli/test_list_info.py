@@ -49,6 +49,7 @@ CARD = {
     "test": 360,
     "grids": {"linf": [0, 0.1, 8 / 255], "l2": [0, 1]},
     "licence": "none",
+    "files": {"a.gz": {"md5": "0123456789abcdef0123456789abcdef", "unzipped": {"bytes": 3}}},
 }
 class Toy:
     """Toy."""
@@ -261,6 +262,7 @@ def test_info_of_a_data_set(package: Path, capsys: pytest.CaptureFixture[str]) -
     squeezed = [" ".join(line.split()) for line in text.splitlines()]
     for line in ("shape 1,8,8", "classes 10", "grids", "l2 0, 1", "licence none"):
         assert line.replace("1,8,8", "1, 8, 8") in squeezed
+    assert "a.gz md5=01234567…, unzipped (bytes=3)" in squeezed
     document = json.loads(rrd(capsys, "info", "stripes", "--json")[1])
     assert document["kind"] == "dataset"
     assert document["grids"] == {"linf": [0, 0.1, 8 / 255], "l2": [0, 1]}

@@ -115,7 +115,7 @@ def result(
     }
     values: dict[str, Any] = {
         "key": short_hash([defense, attack, attack_changes]),
-        "subject": subject(defense, **(subject_changes or {})),
+        "subject": subject(**({"defense": defense} | (subject_changes or {}))),
         "dataset": Dataset(**(data | (dataset_changes or {}))),
         "attack": Attack(**(attacked | (attack_changes or {}))),
         "view": "deployed",

@@ -1,0 +1,165 @@
+"""Regression check: cached checkpoints asked again, compared with their stored results.
+
+A folder holds `runs/` and `evals/` as any results folder does. Every stored result of one of its
+runs is asked again, with the same parameters, and compared example by example.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..core.errors import UserError
+from ..core.progress import Progress
+from . import metrics, store
+from .diagnostics import survivors
+from .record import Record
+from .run import evaluate
+from .schema import Result
+
+TOLERANCE = 0.005
+SHIPPED = Path(__file__).parents[1] / "_shipped" / "checkpoints"
+IN_SOURCES = Path(__file__).parents[2] / "results" / "checkpoints"
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One stored result beside its repetition.
+
+    `eps`: the budget of the largest change; `before`, `now`: robust accuracies there;
+    `worse`: examples (their numbers in the test set) that survived and no longer do, at any budget;
+    `better`: those that did not survive and now do.
+    """
+
+    stored: Result
+    eps: float
+    before: float
+    now: float
+    worse: list[int]
+    better: list[int]
+    tolerance: float
+
+    @property
+    def change(self) -> float:
+        """Change of robust accuracy at `eps` (of clean accuracy at 0); negative is a loss."""
+        return self.now - self.before
+
+    @property
+    def holds(self) -> bool:
+        """True when no accuracy moved by more than the tolerance, in either direction.
+
+        A rise is no gain in robustness when the weights are the same: it is a weaker attack.
+        """
+        return abs(self.change) <= self.tolerance + 1e-12
+
+    @property
+    def smallest_drop(self) -> float:
+        """The smallest drop that this check could have seen."""
+        return metrics.smallest_drop_above(self.stored.n, self.tolerance)
+
+
+def default_folder() -> Path:
+    """`./results/checkpoints` where it exists, else the checkpoints shipped with the package."""
+    here = Path("results") / "checkpoints"
+    for folder in (here, SHIPPED, IN_SOURCES):
+        if (folder / "evals").is_dir():
+            return folder
+    raise UserError(
+        f"there are no checkpoints to check in {here}", hint="rrd check FOLDER (a results folder)"
+    )
+
+
+def check(
+    folder: Path,
+    *,
+    tolerance: float = TOLERANCE,
+    data_dir: Path | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Checked]:
+    """Ask every stored result of `folder` again; the folder itself is not written to."""
+    if not 0 <= tolerance < 1:
+        raise UserError(f"--tolerance {100 * tolerance:g}: points between 0 and 100 are needed")
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}")
+    stored = _load(folder)
+    with tempfile.TemporaryDirectory(prefix="rrd-check-") as scratch:
+        # New results go to a scratch folder that sees the same runs.
+        (Path(scratch) / "runs").symlink_to((folder / "runs").resolve(), target_is_directory=True)
+        for one in stored:
+            before, result = one.record(), one.result
+            (again,) = evaluate(
+                _reference(result),
+                [result.attack.name],
+                eps=[point.eps for point in result.curve],
+                norm=None,
+                n=-1 if result.dataset.subset == "correct" else result.n,
+                settings={"": dict(result.attack.parameters)},
+                sweep=result.sweep,
+                targeted=result.attack.targeted,
+                view=result.view,
+                subset=result.dataset.subset,
+                seed=result.seed,
+                device=device,
+                precision=result.precision,
+                batch_size=batch_size,
+                threads=threads,
+                data_dir=data_dir,
+                results_dir=Path(scratch),
+                progress=progress,
+            )
+            if again.stored.result.dataset.digest != result.dataset.digest:
+                raise UserError(
+                    f"{result.dataset.name} is not the data that {one.path.name} was made with"
+                )
+            yield _compare(result, before, again.stored.record(), tolerance)
+
+
+def _load(folder: Path) -> list[store.StoredResult]:
+    damaged: list[str] = []
+    stored = [
+        one
+        for one in store.all_results(folder, damaged.append)
+        if one.result.subject.kind == "run" and one.result.attack.backend == "native"
+    ]
+    if damaged:
+        raise UserError(damaged[0])
+    if not stored:
+        raise UserError(
+            f"{folder} holds no result of a run", hint="train and evaluate with --results FOLDER"
+        )
+    return stored
+
+
+def _reference(result: Result) -> str:
+    return result.subject.id
+
+
+def _compare(result: Result, before: Record, now: Record, tolerance: float) -> Checked:
+    """Both records hold the same examples in the same order, by construction of the question."""
+    if not np.array_equal(before.index, now.index):
+        raise UserError(f"{result.subject.id}: the repetition attacked other examples")
+    eps, was, is_ = 0.0, float(before.clean_right.mean()), float(now.clean_right.mean())
+    worse = before.clean_right & ~now.clean_right
+    better = ~before.clean_right & now.clean_right
+    for point in result.curve:
+        old, new = survivors(before, point.eps), survivors(now, point.eps)
+        worse |= old & ~new
+        better |= new & ~old
+        if abs(float(new.mean()) - float(old.mean())) >= abs(is_ - was):
+            eps, was, is_ = point.eps, float(old.mean()), float(new.mean())
+    return Checked(
+        stored=result,
+        eps=eps,
+        before=was,
+        now=is_,
+        worse=[int(i) for i in before.index[worse]],
+        better=[int(i) for i in before.index[better]],
+        tolerance=tolerance,
+    )
