@@ -1,8 +1,8 @@
 """Handwritten digits, 8x8 grey, embedded.
 
-They come with scikit-learn, there is nothing to fetch. The UCI set "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998), its test part.
-Pixels are counts from 0 to 16, here divided by 16: exact in float32. The last 360 images are the
-test set.
+They come with scikit-learn, there is nothing to fetch. The UCI set "Optical Recognition of
+Handwritten Digits" (Alpaydin and Kaynak 1998), its test part. Pixels are counts from 0 to 16, here
+divided by 16: exact in float32. The last 360 images are the test set.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Arrays of your own: npz:FILE.
 
-Its `images` and `labels` are the test set. `images`: uint8 (0 to 255) or float in [0, 1], of shape (N, H, W), (N, C, H, W) with 1 to 4
-channels, or (N, H, W, C) with 1 or 3. Where both readings are possible, channels come first.
-`labels`: N whole numbers from 0. To train on the file it also needs `train_images` and
-`train_labels`. The number of classes is the array `classes` (one number) where given, else the
-highest label + 1. Pickled arrays are refused.
+Its `images` and `labels` are the test set. `images`: uint8 (0 to 255) or float in [0, 1], of shape
+(N, H, W), (N, C, H, W) with 1 to 4 channels, or (N, H, W, C) with 1 or 3. Where both readings are
+possible, channels come first. `labels`: N whole numbers from 0. To train on the file it also needs
+`train_images` and `train_labels`. The number of classes is the array `classes` (one number) where
+given, else the highest label + 1. Pickled arrays are refused.
 """
 
 from __future__ import annotations

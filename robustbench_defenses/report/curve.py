@@ -28,7 +28,7 @@ DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (1.2, 1.4)))
 SUFFIXES = (".png", ".svg", ".pdf")
 
 _WIDTH, _NARROW, _HEIGHT = 7.6, 5.4, 4.5  # inches of one panel
-_LABEL_STEP = 0.185  # inches between two end labels
+_LABEL_STEP, _TICK_STEP = 0.185, 0.53  # inches between two end labels, two ticks
 _STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
@@ -166,7 +166,8 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         ends.append(End(x[-1], y, _end_label(line, panel), shade, marker))
     _frame(axes, panel)
     widest = _label_ends(axes, ends)
-    _fit_width(axes, widest)
+    width = _fit_width(axes, widest)
+    _ticks(axes, panel, width)
 
 
 def _points(line: Line) -> tuple[list[float], list[float], list[float], list[float]]:
@@ -187,9 +188,8 @@ def _end_label(line: Line, panel: Panel) -> str:
 
 
 def _frame(axes: Axes, panel: Panel) -> None:
-    """Axes, ticks in percent and at eps of the grid; decimals on top where the grid is k/255."""
-    right = panel.grid()[-1]
-    axes.set_xlim(0, right)
+    """Limits, accuracy in percent, and as few lines as will do."""
+    axes.set_xlim(0, panel.grid()[-1])
     axes.set_ylim(0, 100)
     axes.set_yticks(range(0, 101, 20), [*map(str, range(0, 100, 20)), "100 %"])
     axes.grid(axis="y", color=FAINT, linewidth=0.7)
@@ -197,14 +197,18 @@ def _frame(axes: Axes, panel: Panel) -> None:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.tick_params(length=0, axis="y")
+    axes.set_xlabel(f"eps ({text.NORM_NAMES[panel.norm]}, pixels in [0, 1])", labelpad=6)
+
+
+def _ticks(axes: Axes, panel: Panel, width: float) -> None:
+    """Ticks at eps of the grid; where it is made of k/255, decimals on top. `width` in inches."""
     axes.tick_params(length=3, axis="x", width=0.8)
     grid = [0.0, *panel.grid()]
     in_255ths = text.in_255ths(grid)
     labels = dict(zip(grid, text.eps_labels(grid)))
     labels[0.0] = "0"
-    ticks = _spread(grid, right * (0.115 if in_255ths else 0.085))
+    ticks = _spread(grid, grid[-1] / width * _TICK_STEP)
     axes.set_xticks(ticks, [labels[tick] for tick in ticks])
-    axes.set_xlabel(f"eps ({text.NORM_NAMES[panel.norm]}, pixels in [0, 1])", labelpad=6)
     if in_255ths:
         upper = axes.secondary_xaxis("top")
         upper.set_xticks(ticks, [f"{tick:.3f}" if tick else "0" for tick in ticks])
@@ -289,16 +293,17 @@ def spread_labels(wanted: Sequence[float], step: float, low: float, high: float)
     return [min(max(value, low), last) + at * step for at, value in enumerate(flat)]
 
 
-def _fit_width(axes: Axes, widest: float) -> None:
-    """Give the axes the width that the widest end label leaves."""
+def _fit_width(axes: Axes, widest: float) -> float:
+    """Give the axes the width that the widest end label leaves; that width in inches."""
     drawing = axes.get_figure(root=True)
     assert drawing is not None
     total = drawing.get_size_inches()[0]
     box = axes.get_position()
     left = box.x0 * total
     # Labels start 6.5 % of the axes' width to the right of the axes.
-    width = max((total - left - widest - 0.15) / 1.065, 0.35 * total)
+    width: float = max((total - left - widest - 0.15) / 1.065, 0.35 * total)
     axes.set_position((box.x0, box.y0, width / total, box.height))
+    return width
 
 
 def attacks_of(panel: Panel) -> str:

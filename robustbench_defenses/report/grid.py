@@ -25,7 +25,8 @@ LIMIT = 64
 WRONG = "#B4231F"
 
 _CELL, _LEFT, _GAP = 0.92, 1.25, 0.1  # inches: picture, row names, between pictures
-_HEAD, _CAPTION, _STYLE = 0.62, 0.44, {"font.family": "DejaVu Sans", "font.size": 8.5}
+_HEAD, _CAPTION = 0.62, 0.44
+_STYLE: Any = {"font.family": "DejaVu Sans", "font.size": 8.5, "svg.hashsalt": "rrd"}
 
 
 def attack_grid(
@@ -59,8 +60,7 @@ def attack_grid(
         raise ValueError("images, labels, predictions and distances must speak of equal examples")
     if not 0 < len(images) <= LIMIT:
         raise UserError(f"cannot draw {len(images)} examples in one grid", f"1 to {LIMIT}: -n N")
-    rows: Any = _STYLE
-    with mpl.rc_context(rows):
+    with mpl.rc_context(_STYLE):
         drawing = _figure(images, moved, said, _array(distances).astype(float), norm, title, names)
         buffer = io.BytesIO()
         kind = path.suffix.lower()[1:]

@@ -121,7 +121,7 @@ def _labels(
 ) -> list[str]:
     """The shortest labels that tell different identities apart: base, then what differs."""
     labels = [base(result) for result in results]
-    for name in dict.fromkeys(name for result in results for name in traits(result)):
+    for name in _merged([list(traits(result)) for result in results]):
         for label in set(labels):
             same = [at for at, other in enumerate(labels) if other == label]
             if len({identity(results[at]) for at in same}) < 2:
@@ -137,6 +137,18 @@ def _labels(
             for at in same:
                 labels[at] = f"{label} #{keys.index(identity(results[at])) + 1}"
     return labels
+
+
+def _merged(lists: list[list[str]]) -> list[str]:
+    """Every name once, an unseen one behind the name that it follows in its own list."""
+    names: list[str] = []
+    for each in lists:
+        at = 0
+        for name in each:
+            if name not in names:
+                names.insert(at, name)
+            at = names.index(name) + 1
+    return names
 
 
 def _trait(name: str, value: Any) -> str:

@@ -18,7 +18,9 @@ from tests.evaluation import builders
 def stored(tmp_path: Path) -> list[StoredResult]:
     return [
         *builders.three_defenses(tmp_path),
-        builders.stored(tmp_path, builders.record(scale=0.07, clean=0.978), "nt", "square"),
+        builders.stored(
+            tmp_path, builders.record(scale=0.07, clean=0.978), defense="nt", attack="square"
+        ),
         builders.stored(tmp_path, defense="my|odd_&name", dataset_changes={"name": "mnist"}),
     ]
 
