@@ -5,6 +5,10 @@
   rrd train aicr --dataset mnist --variant paper --seeds 0-2
   rrd train pgd_at --dataset mnist --set eps=0.2 --set model.width=16
 
+--set speaks of the defense's parameters (rrd info DEFENSE), of training (epochs, batch_size,
+optimiser, learning_rate, momentum, weight_decay, schedule, warmup, hold, floor, milestones, gamma,
+peak, augment, validation, limit_train, save_every) and of the network (model.NAME).
+
 The same command again answers from the store, or goes on where it was interrupted.
 """
 
@@ -18,12 +22,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..core.errors import UserError
+from ..training.presets import COMMON
 from . import options
 
 if TYPE_CHECKING:
     from ..training.runs import Run
 
-PRESETS = ("smoke", "quick", "short", "paper")
 
 
 def command(
@@ -61,7 +65,7 @@ def command(
             "--preset",
             metavar="P",
             help="smoke (seconds), quick (minutes on two cores), short (one GPU), paper (printed).",
-            autocompletion=lambda: list(PRESETS),
+            autocompletion=lambda: list(COMMON),
         ),
     ] = "quick",
     variant: Annotated[

@@ -114,7 +114,9 @@ def to_float(images: Tensor) -> Tensor:
     import torch
 
     if images.dtype == torch.uint8:
-        return images.to(torch.float32).div_(255)
+        # By a tensor, because CUDA multiplies by the rounded reciprocal of a plain number: so an
+        # image has the same values on every device.
+        return images.to(torch.float32).div_(torch.full((), 255.0, device=images.device))
     return images.to(torch.float32)
 
 

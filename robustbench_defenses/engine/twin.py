@@ -42,52 +42,94 @@ class Twin:
         return logits if logits.dtype == torch.float64 else logits.float()
 
 
-class _ExactForward(torch.autograd.Function):
-    """A convolution or linear layer: forward in float32, input gradient in bf16."""
+class _ExactConv(torch.autograd.Function):
+    """A convolution whose forward sees its input and weight to about 16 bits, in bf16 products.
+
+    Input and weight are split into a high and a low bf16 part; the three products that matter are
+    one convolution over three times the channels, summed in float32 by the hardware. Images have
+    few channels, so this costs a fraction of a float32 convolution.
+    """
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, layer: nn.Module, low: Tensor) -> Tensor:
-        ctx.layer, ctx.low, ctx.shape = layer, low, images.shape
-        return layer(images).to(low.dtype)  # type: ignore[no-any-return]
+    def forward(ctx: Any, images: Tensor, layer: ExactFirst) -> Tensor:
+        ctx.layer, ctx.shape = layer, images.shape
+        high = images.to(torch.bfloat16)
+        low = (images - high).to(torch.bfloat16)
+        split = torch.cat([high, low, high], 1).contiguous(memory_format=torch.channels_last)
+        conv = layer.conv
+        return F.conv2d(split, layer.split, layer.bias, conv.stride, conv.padding, conv.dilation)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        grad = grads[0].to(ctx.low.dtype)
-        layer = ctx.layer
-        if isinstance(layer, nn.Linear):
-            return (grad @ ctx.low).float(), None, None
-        like = grad.new_empty(ctx.shape).contiguous(memory_format=torch.channels_last)
-        # Asking for the input gradient alone: `conv2d_input` would also need an expanded input.
-        result = torch.ops.aten.convolution_backward(
-            grad,
-            like,
-            ctx.low,
-            None,
-            layer.stride,
-            layer.padding,
-            layer.dilation,
-            False,
-            [0] * len(layer.stride),
-            layer.groups,
-            [True, False, False],
-        )[0]
-        return result.float(), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        layer: ExactFirst = ctx.layer
+        return layer.input_gradient(grads[0].to(torch.bfloat16), ctx.shape), None
 
 
 class ExactFirst(nn.Module):
-    """The first layer of a bf16 twin: forward in float32, backward in bf16."""
+    """The first convolution of a bf16 twin: its forward resolves steps far below 1/256."""
 
-    def __init__(self, layer: nn.Conv2d | nn.Linear) -> None:
+    # Up to so many columns (input channels x kernel size) the input gradient is one matrix product
+    # and that many shifted sums; measured 3.4 times faster than the library's at 25.
+    MOST_COLUMNS = 80
+
+    def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
-        self.layer = layer
-        self.low = layer.weight.detach().to(torch.bfloat16)
+        self.conv = conv
+        weight = conv.weight.detach()
+        self.high = weight.to(torch.bfloat16)
+        low = (weight - self.high).to(torch.bfloat16)
+        split = torch.cat([self.high, self.high, low], 1)
+        self.split = split.contiguous(memory_format=torch.channels_last)
+        self.bias = None if conv.bias is None else conv.bias.detach().to(torch.bfloat16)
+        # (C_in k k, C_out): from one output pixel to the input pixels under the kernel.
+        self.columns = self.high.flatten(1).t().contiguous()
+
+    @staticmethod
+    def fits(layer: nn.Module) -> bool:
+        """True for a plain convolution without groups and with zero padding."""
+        return (
+            type(layer) is nn.Conv2d
+            and layer.groups == 1
+            and layer.padding_mode == "zeros"
+            and not isinstance(layer.padding, str)
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, enabled=False):
-            result: Tensor = _ExactForward.apply(  # type: ignore[no-untyped-call]
-                images.float(), self.layer, self.low
-            )
+            result: Tensor = _ExactConv.apply(images.float(), self)  # type: ignore[no-untyped-call]
         return result
+
+    def input_gradient(self, grad: Tensor, shape: torch.Size) -> Tensor:
+        """Gradient (B, C, H, W) float32 from the one of the output (B, C_out, H', W') in bf16."""
+        conv = self.conv
+        padding = [int(size) for size in conv.padding]
+        if len(self.columns) > self.MOST_COLUMNS:
+            like = grad.new_empty(shape)
+            result: Tensor = torch.ops.aten.convolution_backward(
+                grad, like, self.high, None, conv.stride, padding, conv.dilation, False,
+                [0, 0], 1, [True, False, False],
+            )[0]  # fmt: skip
+            return result.float()
+        count, channels, height, width = shape
+        rows, cols = grad.shape[2:]
+        pixels = grad.permute(0, 2, 3, 1).reshape(count, rows * cols, -1).transpose(1, 2)
+        parts = torch.matmul(self.columns, pixels)  # (B, C k k, H' W')
+        kernel = self.high.shape[2:]
+        parts = parts.view(count, channels, *kernel, rows, cols)
+        wide = torch.zeros(
+            (count, channels, height + 2 * padding[0], width + 2 * padding[1]), device=grad.device
+        )
+        (s0, s1), (d0, d1) = conv.stride, conv.dilation
+        for i in range(kernel[0]):
+            for j in range(kernel[1]):
+                top, left = i * d0, j * d1
+                wide[
+                    :,
+                    :,
+                    top : top + s0 * (rows - 1) + 1 : s0,
+                    left : left + s1 * (cols - 1) + 1 : s1,
+                ] += parts[:, :, i, j]
+        return wide[:, :, padding[0] : padding[0] + height, padding[1] : padding[1] + width]
 
 
 def _frozen_copy(module: nn.Module) -> nn.Module:
@@ -116,20 +158,21 @@ def _first_layer(module: nn.Module, images: Tensor) -> str | None:
 
 
 def _bf16_copy(fine: nn.Module, images: Tensor) -> nn.Module:
-    """A copy of `fine` for autocast: weights cast once, the first layer exact in its forward."""
+    """A copy of `fine` for autocast: weights cast once, the first layer exact in its forward.
+
+    A first layer that `ExactFirst` does not fit keeps its float32 weights and runs as autocast
+    decides; the comparison with float32 in `search_twin` says whether that will do.
+    """
     twin = copy.deepcopy(fine)
     first = _first_layer(twin, images)
     for name, layer in list(twin.named_modules()):
         if type(layer) not in (nn.Conv2d, nn.Linear):
             continue  # a subclass may use its weight in ways of its own
-        exact = name == first and not (
-            isinstance(layer, nn.Conv2d) and isinstance(layer.padding, str)
-        )
-        if exact and name:
+        if name != first:
+            layer.to(torch.bfloat16)
+        elif name and ExactFirst.fits(layer):
             parent = twin.get_submodule(name.rpartition(".")[0])
             setattr(parent, name.rpartition(".")[2], ExactFirst(layer))
-        elif not exact:
-            layer.to(torch.bfloat16)
     return twin
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 COMMON: dict[str, dict[str, Any]] = {
-    "smoke": {"epochs": 2, "batch_size": 64, "validation": 100},
+    "smoke": {"epochs": 2, "batch_size": 64, "validation": 100, "limit_train": 2000},
     "quick": {"epochs": 6},
     "short": {"epochs": 20},
     "paper": {"epochs": 100},

@@ -125,8 +125,10 @@ def _states(optimiser: Optimiser) -> list[dict[str, Any]]:
 
 
 def forget(folder: Path) -> None:
-    """Remove the resume folder: the training is over."""
+    """Remove the resume folder and what killed processes left half-written: training is over."""
     shutil.rmtree(folder / "resume", ignore_errors=True)
+    for left in [*folder.glob(".*.tmp"), *folder.glob("weights/.*.tmp")]:
+        left.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -105,7 +105,8 @@ def train(
                 standing=restored[0] if restored else Standing(),
                 restored=restored[1] if restored else None,
             )
-            return Run(folder, trainer.run())
+            trainer.run()
+            return Run(folder, read_info(folder))
     finally:
         torch.set_num_threads(threads_before)
 

@@ -80,7 +80,10 @@ class Trainer:
             for number, phase in enumerate(self.defense.phases(self.setup, self.parts)):
                 if number >= self.standing.phase:
                     self._run_phase(phase)
-        return self._finish()
+            info = self._finish()
+        if self._stop.asked:
+            raise Interrupted(f"{info.id} was finished; the same command shows it")
+        return info
 
     def _run_phase(self, phase: Phase) -> None:
         standing, tensors = self.standing, self.restored

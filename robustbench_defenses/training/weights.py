@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,10 +29,12 @@ def save(path: Path, parts: Mapping[str, nn.Module], metadata: Mapping[str, str]
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write named tensors to `path` atomically."""
+    """Write named tensors to `path` atomically; equal contents give equal bytes."""
     import safetensors.torch
 
-    files.write_bytes(path, safetensors.torch.save(tensors, metadata))
+    # The format keeps metadata in no particular order: one entry has only one.
+    header = {"rrd": json.dumps(metadata, sort_keys=True)}
+    files.write_bytes(path, safetensors.torch.save(tensors, header))
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -53,7 +56,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         )
     try:
         with safetensors.safe_open(path, framework="pt") as opened:
-            metadata = dict(opened.metadata() or {})
+            metadata = json.loads((opened.metadata() or {}).get("rrd", "{}"))
             names = list(opened.keys())
             return {name: opened.get_tensor(name) for name in names}, metadata
     except (safetensors.SafetensorError, OSError, ValueError) as error:

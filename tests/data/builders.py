@@ -1,4 +1,4 @@
-"""Small data sets with the layout and the names of MNIST, and a server that misbehaves on demand."""
+"""Small data sets under the name of MNIST, and a server that misbehaves on demand."""
 
 from __future__ import annotations
 

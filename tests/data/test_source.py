@@ -71,7 +71,7 @@ def test_where_data_are_looked_for(
     small.put(tmp_path / "data/mnist")
     assert len(source.load("mnist", "test")) == 10
     monkeypatch.setenv("RRD_DATA", str(tmp_path / "elsewhere"))
-    with pytest.raises(UserError, match="there is no folder .*elsewhere"):
+    with pytest.raises(UserError, match=r"there is no folder .*elsewhere"):
         source.load("mnist", "test")
     assert len(source.load("mnist", "test", "data")) == 10  # --data before RRD_DATA
     monkeypatch.setenv("RRD_DATA", "")
@@ -199,7 +199,7 @@ def test_an_evaluation_set_needs_no_training_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ("1 / 0", "toy_data.py, line 14: ZeroDivisionError: division by zero"),
+        ("1 / 0", "toy_data.py, line 15: ZeroDivisionError: division by zero"),
         ("return None", "gave NoneType, not a Split"),
         ("return Split(torch.zeros(3, 4, 5), torch.zeros(3).long())", "3 axes (3, 4, 5)"),
         ("return Split(np.zeros((3, 1, 4, 5)), ['a', 'b', 'c'])", "labels have dtype <U1"),
@@ -218,7 +218,7 @@ def test_what_a_file_declares_must_hold(tmp_path: Path) -> None:
         source.load(toy(tmp_path, attributes="    shape = (1, 4, 5)\n"), "test")
     with pytest.raises(UserError, match=r"label 2 \(image 2\), but there are 2 classes"):
         source.load(toy(tmp_path, attributes="    classes = 2\n"), "test")
-    with pytest.raises(UserError, match="is not .channels, height, width"):
+    with pytest.raises(UserError, match=r"is not \(channels, height, width\)"):
         source.load(toy(tmp_path, attributes="    shape = (4, 5)\n"), "test")
 
 
@@ -267,7 +267,7 @@ def test_the_real_test_set(name: str) -> None:
         pytest.skip("RRD_DATA has no such folder")
     split = source.load(name, "test")
     assert list(split.images.shape) == [card["test"], *card["shape"]]
-    assert len(split.labels.unique()) == card["classes"]
+    assert set(split.labels.tolist()) == set(range(card["classes"]))
     if name in REAL:
         labels = split.labels.to(torch.uint8).numpy().tobytes()
         parts = (split.images.numpy().tobytes(), labels)
