@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..core import rng
-from ..core.norms import per_row, project
+from ..core.norms import add_inwards, per_row, project
 from ..engine.protocol import Rows
 
 
@@ -20,8 +20,12 @@ def steepest(gradient: Tensor, points: Tensor, norm: str, quantile: float = 0.99
     if norm == "linf":
         return gradient.sign()
     if norm == "l2":
-        length = gradient.flatten(1).norm(dim=1)
-        return gradient / per_row(length.clamp_min(1e-12), gradient)
+        # Scaled by the largest entry first: the gradient of a saturated loss may be 1e-30 long, and
+        # its squares would vanish.
+        largest = gradient.flatten(1).abs().amax(1).clamp_min(torch.finfo(gradient.dtype).tiny)
+        scaled = gradient / per_row(largest, gradient)
+        length = scaled.flatten(1).norm(dim=1)
+        return scaled / per_row(length.clamp_min(1e-12), gradient)
     blocked = ((points <= 0) & (gradient < 0)) | ((points >= 1) & (gradient > 0))
     size = gradient.abs().masked_fill(blocked, 0).flatten(1)
     kept = max(1, round(size.shape[1] * (1 - quantile)))
@@ -51,6 +55,7 @@ def uniform_start(rows: Rows, norm: str) -> Tensor:
         share = exponential[:, :-1] / exponential.sum(1, keepdim=True)
         signs = rng.uniform(rng.fold(rows.key, 1), (size,), images.dtype) < 0.5
         noise = torch.where(signs, -share, share).view_as(images)
+        return add_inwards(images, noise.mul_(per_row(rows.eps, images))).clamp_(0, 1)
     else:
         raise ValueError(f"unknown norm {norm!r}")
     return noise.mul_(per_row(rows.eps, images)).add_(images).clamp_(0, 1)

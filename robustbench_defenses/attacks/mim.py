@@ -102,7 +102,8 @@ class MIM:
     def tell(self, state: State, rows: Rows, answer: Answer) -> State:
         """Equations 6 and 7."""
         assert answer.gradient is not None
-        length = answer.gradient.flatten(1).abs().sum(1).clamp_min(1e-12)
+        length = answer.gradient.flatten(1).abs().sum(1)
+        length = length.clamp_min(torch.finfo(length.dtype).tiny)  # saturated losses: 1e-30
         momentum = self.decay * state.momentum + answer.gradient / per_row(length, state.points)
         points = ascend(state.points, momentum, state.step, rows, self.norm)
         return replace(state, points=points, momentum=momentum, done=state.done + 1)

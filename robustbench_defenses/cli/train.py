@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from ..training.runs import Run
 
 
-
 def command(
     defense: Annotated[
         str,

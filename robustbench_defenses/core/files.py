@@ -48,6 +48,23 @@ def atomic_open(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
+def check_writable(folder: Path) -> None:
+    """A `UserError` where nothing could be written below `folder` (which need not exist yet)."""
+    there = folder.absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        reason = f"{there} is not a folder"
+    elif not os.access(there, os.W_OK | os.X_OK):
+        reason = f"no permission in {there}"
+    else:
+        return
+    raise UserError(
+        f"cannot write to {folder}: {reason}",
+        hint="choose another folder with --results DIR (or RRD_RESULTS)",
+    )
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path` atomically."""
     with atomic_open(path) as handle:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import numbers
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +25,13 @@ def canonical(value: Any) -> str:
             return [plain(entry) for entry in item]
         if isinstance(item, bool) or item is None or isinstance(item, str):
             return item
-        if isinstance(item, int):
-            return item
-        if isinstance(item, float):
-            if not math.isfinite(item):
-                return repr(item)
-            return int(item) if item == int(item) and abs(item) < 1e15 else item
+        if isinstance(item, numbers.Integral):  # numpy's integers too
+            return int(item)
+        if isinstance(item, numbers.Real):
+            value = float(item)
+            if not math.isfinite(value):
+                return repr(value)
+            return int(value) if value.is_integer() else value
         return str(item)
 
     return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)

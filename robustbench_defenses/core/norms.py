@@ -68,8 +68,21 @@ def project(points: Tensor, centres: Tensor, eps: Tensor, norm: str) -> Tensor:
         scale = (eps / length.clamp_min(1e-30)).clamp_max(1.0)
         return (centres + delta * per_row(scale, delta)).clamp_(0, 1)
     if norm == "l1":
-        return centres + project_l1_box(points - centres, centres, eps)
+        return add_inwards(centres, project_l1_box(points - centres, centres, eps))
     raise ValueError(f"unknown norm {norm!r}")
+
+
+def add_inwards(centres: Tensor, delta: Tensor) -> Tensor:
+    """`centres + delta` (N, ...), rounded towards `centres` so that no norm exceeds that of `delta`.
+
+    Rounding to nearest adds up to 1e-5 to the L1 norm of a float32 image of 3,072 values, more than
+    the tolerance at budgets below 10.
+    """
+    import torch
+
+    points = centres + delta
+    longer = (points.double() - centres.double()).abs() > delta.double().abs()
+    return torch.where(longer, torch.nextafter(points, centres), points)
 
 
 def project_l1_box(delta: Tensor, centres: Tensor, eps: Tensor) -> Tensor:
@@ -105,11 +118,12 @@ def project_l1_box(delta: Tensor, centres: Tensor, eps: Tensor) -> Tensor:
 
 def parse_eps(text: str, norm: str = "linf") -> float:
     """A budget given as a number or a fraction: `0.3`, `8/255`. Nonsense is a `UserError`."""
+    above, slash, below = text.partition("/")
     try:
-        value = float(Fraction(text.strip())) if "/" in text else float(text)
+        value = float(Fraction(above) / Fraction(below)) if slash else float(text)
     except ZeroDivisionError:
         raise UserError(f"eps {text!r} divides by zero") from None
-    except ValueError:
+    except (ValueError, OverflowError):
         raise UserError(f"eps {text!r} is not a number", hint="write 0.3 or 8/255") from None
     return check_eps(value, norm, text)
 
@@ -124,7 +138,9 @@ def check_eps(value: float, norm: str, text: str | None = None) -> float:
     if norm == "linf" and value > 1:
         raise UserError(
             f"Linf eps {shown} is larger than the pixel range [0, 1]",
-            hint=f"{shown} looks like {shown}/255: --eps {shown}/255" if value <= 255 else None,
+            hint=f"{shown} looks like {shown}/255: --eps {shown}/255"
+            if value <= 255 and "/" not in shown
+            else None,
         )
     return value
 
@@ -141,10 +157,10 @@ def parse_grid(text: str, norm: str = "linf") -> list[float]:
         start, stop, step = (parse_eps(part, norm) for part in parts)
         if step <= 0 or stop < start:
             raise UserError(f"eps grid {text!r} is empty", hint="start:stop:step with step > 0")
-        count = int((stop - start) / step + 1e-9) + 1
-        if count > 1000:
-            raise UserError(f"eps grid {text!r} has {count} points; at most 1000")
-        return [round(start + step * i, 12) for i in range(count)]
+        steps = (stop - start) / step + 1e-9
+        if steps >= 1000:
+            raise UserError(f"eps grid {text!r} has {steps + 1:.0f} points; at most 1000")
+        return [round(start + step * i, 12) for i in range(int(steps) + 1)]
     values = [parse_eps(part, norm) for part in text.replace(",", " ").split()]
     if not values:
         raise UserError("the eps grid is empty", hint="for example --eps-sweep 0:0.5:0.05")

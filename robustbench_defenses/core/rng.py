@@ -35,6 +35,8 @@ def name_key(*parts: object) -> int:
 
 def fold(key: Tensor, value: Tensor | int) -> Tensor:
     """A new key (N,) int32 from `key` (N,) int32 and a number or a tensor (N,) of numbers."""
+    if isinstance(value, Tensor):
+        value = value.to(torch.int32)
     return _mix(key * _GOLDEN + value + 0x7F4A7C15)
 
 
@@ -42,13 +44,11 @@ def row_keys(seed: int, name: str, index: Tensor) -> Tensor:
     """Keys (N,) int32 for the examples numbered `index` (N,) under a seed and a name."""
     start = name_key(seed, name)
     start = start - (1 << 32) if start >= 1 << 31 else start
-    return fold(torch.full_like(index, start, dtype=torch.int32), index.to(torch.int32))
+    return fold(torch.full_like(index, start, dtype=torch.int32), index)
 
 
 def run_keys(seed: int, name: str, index: Tensor, restart: Tensor | int = 0) -> Tensor:
     """Keys (N,) int32 of one run of an attack: by seed, attack, example and restart."""
-    if isinstance(restart, Tensor):
-        restart = restart.to(torch.int32)
     return fold(row_keys(seed, name, index), restart)
 
 

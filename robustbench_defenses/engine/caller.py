@@ -5,7 +5,7 @@ Weight gradients are never computed: the twin is frozen and only the input asks 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -43,6 +43,8 @@ class Caller:
         self.cost.forward += count
         if query.want == "gradient":
             self.cost.backward += count
+        elif query.classes is not None:
+            self.cost.backward += query.classes.numel()
         if fine is None or not bool(fine.any()):
             return self._whole(query, rows, fine=False)
         if bool(fine.all()):
@@ -50,16 +52,8 @@ class Caller:
         parts: list[tuple[Tensor, Answer]] = []
         for flag in (False, True):
             index = (fine == flag).nonzero()[:, 0]
-            part = Query(query.points[index], query.want, query.loss, query.logit_scale)
-            parts.append((index, self._whole(part, take(rows, index), fine=flag)))
-
-        def joined(name: str) -> Tensor | None:
-            values = [(index, getattr(part, name)) for index, part in parts]
-            return None if values[0][1] is None else scatter(values, count)
-
-        logits = joined("logits")
-        assert logits is not None
-        return Answer(logits, joined("loss"), joined("gradient"))
+            parts.append((index, self._whole(take(query, index), take(rows, index), fine=flag)))
+        return _assembled(parts, count)
 
     def _whole(self, query: Query, rows: Rows, fine: bool) -> Answer:
         """One call; halves the batch, and remembers, when the memory does not suffice."""
@@ -69,12 +63,12 @@ class Caller:
                 if size >= len(query.points):
                     return self._call(query, rows, fine)
                 everyone = torch.arange(len(query.points), device=query.points.device)
-                answers = []
+                parts = []
                 for start in range(0, len(everyone), size):
                     chunk = everyone[start : start + size]
-                    part = Query(query.points[chunk], query.want, query.loss, query.logit_scale)
-                    answers.append(self._call(part, take(rows, chunk), fine))
-                return _concatenate(answers)
+                    part = self._call(take(query, chunk), take(rows, chunk), fine)
+                    parts.append((chunk, part))
+                return _assembled(parts, len(everyone))
             except (torch.OutOfMemoryError, MemoryError):
                 if size == 1:
                     raise
@@ -87,10 +81,13 @@ class Caller:
             self._check(logits, rows)
             return Answer(logits)
         points = query.points.detach().requires_grad_()
+        if query.want == "class_gradients":
+            return self._class_gradients(query, points, rows, fine)
+        aimed = rows if query.aim is None else replace(rows, target=query.aim)
         with torch.enable_grad():
             logits = self.twin(points, fine)
             scaled = logits if query.logit_scale == 1.0 else logits * query.logit_scale
-            loss = loss_of(query.loss)(scaled, rows)
+            loss = loss_of(query.loss)(scaled, aimed)
             # A subject that does not depend on its input has no graph: its gradient is zero.
             if loss.requires_grad:
                 (gradient,) = torch.autograd.grad(loss.sum(), points, allow_unused=True)
@@ -102,18 +99,39 @@ class Caller:
         self._check(logits, rows)
         return Answer(logits, loss.detach(), gradient)
 
+    def _class_gradients(self, query: Query, points: Tensor, rows: Rows, fine: bool) -> Answer:
+        """One forward pass and one backward pass per wanted class."""
+        assert query.classes is not None
+        wanted = query.classes.shape[1]
+        result = points.new_zeros((len(points), wanted, *points.shape[1:]))
+        with torch.enable_grad():
+            logits = self.twin(points, fine)
+            chosen = logits.gather(1, query.classes)  # (B, M)
+            if chosen.requires_grad:
+                for m in range(wanted):
+                    (gradient,) = torch.autograd.grad(
+                        chosen[:, m].sum(), points, retain_graph=m + 1 < wanted, allow_unused=True
+                    )
+                    if gradient is not None:
+                        result[:, m] = gradient
+        logits = logits.detach()
+        self._check(logits, rows)
+        return Answer(logits, class_gradients=result)
+
     def _check(self, logits: Tensor, rows: Rows) -> None:
         check_logits(logits, self.numbers[rows.example], self.subject)
 
 
-def _concatenate(answers: list[Answer]) -> Answer:
+def _assembled(parts: list[tuple[Tensor, Answer]], count: int) -> Answer:
+    """One answer of `count` rows from the answers to parts of it."""
+
     def joined(name: str) -> Tensor | None:
-        values = [getattr(answer, name) for answer in answers]
-        return None if values[0] is None else torch.cat(values)
+        values = [(index, getattr(part, name)) for index, part in parts]
+        return None if values[0][1] is None else scatter(values, count)
 
     logits = joined("logits")
     assert logits is not None
-    return Answer(logits, joined("loss"), joined("gradient"))
+    return Answer(logits, joined("loss"), joined("gradient"), joined("class_gradients"))
 
 
 def check_logits(logits: Tensor, numbers: Tensor, subject: str) -> None:

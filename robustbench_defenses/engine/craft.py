@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..core import rng
-from ..core.norms import per_row
+from ..core.norms import distance, per_row
 from ..core.view import Logits, View
-from .losses import loss_of
+from .losses import loss_of, misclassified, rivals
 from .protocol import Answer, Attack, Query, Rows
 
 Keep = Literal["last", "best_loss"]
@@ -63,9 +65,14 @@ def craft(
     """
     call = model.logits if isinstance(model, View) else model
     rows = _rows(images, labels, eps, key, target)
+    if getattr(attack, "ranks_classes", False):
+        with torch.no_grad():
+            rows.rivals = rivals(call(images), labels)
     best: Tensor | None = None
     best_loss: Tensor | None = None
     with frozen(call):
+        if getattr(attack, "minimum", False):
+            return _nearest(call, attack, rows, autocast)
         state = attack.start(rows)
         while not bool(attack.finished(state, rows).all()):
             query = attack.ask(state, rows)
@@ -77,9 +84,33 @@ def craft(
             state = attack.tell(state, rows, answer)
         points: Tensor = attack.last(state)
         if keep == "best_loss":
-            final = _answer(call, Query(points, "gradient", query.loss), rows, autocast)
+            final = _answer(call, replace(query, points=points), rows, autocast)
             best, _ = _better(best, best_loss, points, final.loss)
             points = best
+    return points.detach()
+
+
+def _nearest(call: Any, attack: Attack, rows: Rows, autocast: bool) -> Tensor:
+    """The nearest misclassified point that a minimum-norm attack asks about; where there is none,
+    the clean image."""
+    points, state = rows.images.clone(), attack.start(rows)
+    shortest = torch.full((len(points),), torch.inf, dtype=torch.float64, device=points.device)
+
+    def keep(asked: Tensor, logits: Tensor) -> None:
+        wrong = misclassified(logits, rows.labels, rows.target)
+        length = distance(asked, rows.images, attack.norm)
+        nearer = wrong & (length < shortest)
+        points[nearer] = asked[nearer]
+        shortest[nearer] = length[nearer]
+
+    while not bool(attack.finished(state, rows).all()):
+        query = attack.ask(state, rows)
+        asked = query.points.clone()
+        answer = _answer(call, query, rows, autocast)
+        keep(asked, answer.logits)
+        state = attack.tell(state, rows, answer)
+    final = attack.last(state)
+    keep(final, _answer(call, Query(final), rows, autocast).logits)
     return points.detach()
 
 
@@ -96,6 +127,8 @@ def _rows(
         eps=budget.contiguous(),
         target=torch.full_like(labels, -1) if target is None else target,
         key=rng.run_keys(0, "craft", example) if key is None else key,
+        run=torch.zeros_like(example),
+        rivals=labels.new_zeros((count, 0)),  # filled in for attacks that rank classes
     )
 
 
@@ -108,7 +141,8 @@ def _answer(call: Any, query: Query, rows: Rows, autocast: bool) -> Answer:
         logits = call(points)
     with torch.enable_grad():
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        loss = loss_of(query.loss)(logits * query.logit_scale, rows)
+        aimed = rows if query.aim is None else replace(rows, target=query.aim)
+        loss = loss_of(query.loss)(logits * query.logit_scale, aimed)
         gradient = None
         if loss.requires_grad:
             (gradient,) = torch.autograd.grad(loss.sum(), points, allow_unused=True)

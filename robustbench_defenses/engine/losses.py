@@ -75,3 +75,9 @@ def misclassified(logits: Tensor, labels: Tensor, target: Tensor) -> Tensor:
     """Rows (B,) bool that count: predicted class is the target, or untargeted: not the label."""
     predicted = logits.argmax(1)
     return torch.where(target >= 0, predicted == target, predicted != labels)
+
+
+def rivals(logits: Tensor, labels: Tensor) -> Tensor:
+    """The wrong classes (N, K - 1) int64 of each example by falling logits (N, K)."""
+    order = logits.argsort(dim=1, descending=True, stable=True)
+    return order[order != labels[:, None]].view(len(labels), -1)

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-Want = Literal["logits", "gradient"]
+Want = Literal["logits", "gradient", "class_gradients"]
 
 
 @dataclass
@@ -23,8 +23,10 @@ class Rows:
     """What is fixed while a row runs.
 
     `example` (B,) int64: position in the block; `images` (B, C, H, W) in [0, 1]: the clean images;
-    `labels` (B,) int64; `eps` (B,) float32, pixel units; `target` (B,) int64: the wanted class, or
-    -1 for an untargeted row; `key` (B,) int32: the row's randomness (`core.rng`).
+    `labels` (B,) int64; `eps` (B,) float32, pixel units (inf where there is no budget); `target`
+    (B,) int64: the class that counts as success, or -1 for an untargeted row; `key` (B,) int32: the
+    row's randomness (`core.rng`); `run` (B,) int64: its number among the example's runs; `rivals`
+    (B, K - 1) int64: the wrong classes by falling clean logits.
     """
 
     example: Tensor
@@ -33,6 +35,8 @@ class Rows:
     eps: Tensor
     target: Tensor
     key: Tensor
+    run: Tensor
+    rivals: Tensor
 
 
 # A loss to be *increased*: (logits (B, K), rows) -> (B,). Named ones stand in `engine.losses`.
@@ -44,22 +48,30 @@ class Query:
     """Points (B, C, H, W) and one wish at them. Logits always come back too.
 
     `loss`: a name of `engine.losses` or a callable; `logit_scale`: logits are multiplied by it
-    before the loss (not before the verdict).
+    before the loss (not before the verdict); `aim` (B,) int64: class the loss is directed at where
+    that is not the verdict's target (-1: untargeted loss); `classes` (B, M) int64: whose logits'
+    gradients are wanted by `class_gradients`.
     """
 
     points: Tensor
     want: Want = "gradient"
     loss: str | Loss = "ce"
     logit_scale: float = 1.0
+    aim: Tensor | None = None
+    classes: Tensor | None = None
 
 
 @dataclass
 class Answer:
-    """`logits` (B, K) float32; `loss` (B,) and `gradient` (B, C, H, W) where they were wanted."""
+    """`logits` (B, K) float32; `loss` (B,) and `gradient` (B, C, H, W) where they were wanted.
+
+    `class_gradients` (B, M, C, H, W): the gradient of each of the query's classes' logits.
+    """
 
     logits: Tensor
     loss: Tensor | None = None
     gradient: Tensor | None = None
+    class_gradients: Tensor | None = None
 
 
 class Attack(Protocol):
@@ -71,7 +83,7 @@ class Attack(Protocol):
 
     @property
     def restarts(self) -> int:
-        """Independent runs per example and budget; an example leaves once one of them broke it."""
+        """Independent runs per example and budget (restarts, or targets tried one by one)."""
 
     def start(self, rows: Rows) -> Any:
         """The state of fresh rows."""
@@ -90,3 +102,10 @@ class Attack(Protocol):
 
     def passes(self, classes: int) -> tuple[int, int]:
         """Declared budget of one run: most forward and backward passes per example."""
+
+
+# Optional methods of an attack, asked for by name where they exist:
+#   minimum: ClassVar[bool] = True    searches the nearest adversarial point; no budget is given
+#   fine(state, rows) -> (B,) bool    rows that need float32 now
+#   travel(eps) -> float              the farthest the steps of a fixed-budget attack can go
+#   settle(state, rows, refused) -> state    minimum norm: rows whose best claim was refused

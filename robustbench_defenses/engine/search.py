@@ -20,7 +20,7 @@ from ..core.norms import distance
 from ..core.view import Logits
 from .agenda import Again, Agenda, Item
 from .caller import Caller, Cost
-from .losses import misclassified
+from .losses import misclassified, rivals
 from .protocol import Attack, Rows
 from .rows import join, take
 from .twin import Twin, smallest_margin
@@ -117,7 +117,8 @@ class Search:
         )
         self._judge = Judge(self.deployed, self.subject, block.numbers, cost)
         everyone = torch.arange(count, device=device)
-        clean = self._judge.logits(block.images, everyone).argmax(1)
+        logits = self._judge.logits(block.images, everyone)
+        clean, self._rivals = logits.argmax(1), rivals(logits, block.labels)
         queries += 1
         correct = clean == block.labels
         infinite = torch.full((count,), torch.inf, dtype=torch.float64, device=device)
@@ -132,8 +133,10 @@ class Search:
         )
         self._grid = torch.tensor(block.grid, dtype=torch.float64, device=device)
         self._near: list[Item] = []
+        minimum = getattr(self.attack, "minimum", False)
+        self._points = 1 if minimum else len(block.grid)
         agenda = Agenda(
-            correct.nonzero()[:, 0].tolist(), len(block.grid), self.attack.restarts, block.sweep
+            correct.nonzero()[:, 0].tolist(), self._points, self.attack.restarts, block.sweep
         )
         self._loop(agenda, fine=False)
         if self.twin.autocast and self._near:
@@ -155,6 +158,10 @@ class Search:
             if self.report is not None:
                 self.report(int(torch.isfinite(self._out.distance).sum()), agenda.share)
 
+    def _budgets(self, budget: Tensor) -> Tensor:
+        """The budgets (B,) float64 at positions `budget` of the grid."""
+        return self._grid[budget]
+
     def _begin(self, items: list[Item]) -> _Running:
         """Fresh rows for `items`."""
         block = self.block
@@ -164,9 +171,11 @@ class Search:
             example=example,
             images=block.images[example],
             labels=block.labels[example],
-            eps=self._grid[budget].to(block.images.dtype),
+            eps=self._budgets(budget).to(block.images.dtype),
             target=block.target[example],
             key=rng.run_keys(self.seed, self.attack_name, block.numbers[example], restart),
+            run=restart,
+            rivals=self._rivals[example],
         )
         zeros = torch.zeros(len(items), device=device)
         return _Running(
@@ -183,8 +192,7 @@ class Search:
         """One question, its verdicts, and the rows that go on."""
         rows = running.rows
         query = self.attack.ask(running.state, rows)
-        mask = torch.ones_like(rows.example, dtype=torch.bool) if fine else None
-        answer = self._caller.answer(query, rows, mask)
+        answer = self._caller.answer(query, rows, self._fine(running, fine))
         wrong = misclassified(answer.logits, rows.labels, rows.target)
         claimed = wrong.nonzero()[:, 0]
         points = query.points[claimed]  # a copy: `tell` may move the points in place
@@ -202,6 +210,13 @@ class Search:
         self._watch_end(running, done & ~broken, last, ending, answer.gradient, answer.loss)
         return self._leave(running, broken, done, agenda, fine)
 
+    def _fine(self, running: _Running, everything: bool) -> Tensor | None:
+        """Rows (B,) bool to ask in float32, None for none."""
+        if everything:
+            return torch.ones(len(running), dtype=torch.bool, device=running.budget.device)
+        wish = getattr(self.attack, "fine", None)
+        return None if wish is None or not self.twin.autocast else wish(running.state, running.rows)
+
     def _verdict(
         self, points: Tensor, where: Tensor, running: _Running, agenda: Agenda | Again
     ) -> Tensor:
@@ -212,7 +227,7 @@ class Search:
         rows = take(running.rows, where)
         budget = running.budget[where]
         counts, length = self._judge.judge(
-            points, rows.images, rows.labels, rows.target, self._grid[budget],
+            points, rows.images, rows.labels, rows.target, self._budgets(budget),
             self.attack.norm, rows.example,
         )  # fmt: skip
         hit = counts.nonzero()[:, 0]

@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import resource
 import shutil
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from ..core import plugins
 from ..core.device import Machine
-from ..core.errors import UserError
-from ..core.files import write_npz
-from ..core.identity import short_hash, tensors_digest
+from ..core.errors import Interrupted
+from ..core.files import check_writable
+from ..core.identity import file_digest, short_hash
 from ..core.progress import Progress, Silent
-from ..engine.caller import Cost
-from ..engine.search import BATCH_SIZE, Block, Outcome, Search
+from ..engine.search import BATCH_SIZE, Block, Search
 from ..engine.twin import Twin, search_twin
-from ..engine.verdict import Judge, evaluation_mode
+from ..engine.verdict import evaluation_mode
 from ..training import environment
-from . import diagnostics, metrics, schema, store
+from . import blocks, diagnostics, metrics, schema, store
 from .examples import Examples, targets
+from .facts import Facts, buffers_digest, look
+from .foreign import guarded
 from .question import AttackQuestion
 from .record import Record
 from .subject import Subject
 
-BLOCK_SIZE = 1000
 GPU_BATCH_SIZE = 2048
 
 
@@ -63,10 +66,12 @@ def question_key(
     return short_hash(
         {
             "weights": subject.about.weights,
+            "code": subject.code,
             "options": subject.about.options,
             "attack": question.name,
             "entry": question.entry.family,
             "version": question.entry.version,
+            "source": _source(question),
             "parameters": question.parameters,
             "grid": question.grid,
             "sweep": question.sweep,
@@ -96,69 +101,55 @@ def answer(
     if not settings.fresh:
         found = store.find(settings.results_dir, subject.about.id, question.name, key)
         if found is not None:
+            found.record()  # a damaged one is told now, not when it is needed
             return Answer(found, cached=True)
+    check_writable(settings.results_dir)
+    folder = _partial(settings, subject, question, key)
     started = time.perf_counter()
-    with evaluation_mode(subject.deployed):
-        facts = _look(subject, examples)
-        pieces = _blocks(subject, examples, question, settings, key)
-        facts.buffers_changed = facts.buffers != _buffers(subject)
-    record = _record(pieces, question, examples)
+    try:
+        with guards(subject, question):
+            facts = look(subject, examples)
+            with evaluation_mode(subject.deployed):
+                pieces = _blocks(subject, examples, question, settings, folder)
+            facts.buffers_changed = facts.buffers != buffers_digest(subject)
+            record = _record(pieces, question, examples)
+            evidence = _evidence(record, question, pieces, facts, one_step)
+    except KeyboardInterrupt:
+        raise Interrupted(_stopped(subject, question, settings, folder, len(examples))) from None
     seconds = time.perf_counter() - started
     result = _result(subject, examples, question, settings, key, record, pieces, seconds)
-    evidence = _evidence(record, question, pieces, facts, one_step)
     result = result.model_copy(update={"diagnostics": diagnostics.run_checks(evidence)})
     stored = store.save(result, record, settings.results_dir)
-    shutil.rmtree(_partial(settings, subject, question, key), ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
     return Answer(stored, cached=False)
 
 
-@dataclass
-class _Facts:
-    """What is measured of the subject itself, for the diagnostics."""
-
-    classes: int
-    pixel_range: tuple[float, float]
-    probabilities: bool
-    coupling: float
-    trained_mode: bool
-    buffers: str
-    buffers_changed: bool = False
+@contextlib.contextmanager
+def guards(subject: Subject, question: AttackQuestion) -> Iterator[None]:
+    """Around an attack on a subject: faults of the user's own files are told as such."""
+    with contextlib.ExitStack() as stack:
+        if question.entry.origin != "rrd":
+            stack.enter_context(plugins.user_code(question.entry.source_file))
+        if subject.about.kind == "file":
+            stack.enter_context(guarded(subject.name))
+        yield
 
 
-def _buffers(subject: Subject) -> str:
-    module = subject.views[0].module
-    return "" if module is None else tensors_digest(dict(module.named_buffers()))
+def _source(question: AttackQuestion) -> str | None:
+    """The digest of the user's file behind `FILE.py:NAME`: its author raises no version."""
+    entry = question.entry
+    return file_digest(entry.source_file) if entry.module is None else None
 
 
-def _look(subject: Subject, examples: Examples) -> _Facts:
-    """Facts from a few forward passes; also refuses a subject with unusable outputs."""
-    images, labels = examples.images[:8], examples.labels[:8]
-    judge = Judge(subject.deployed, subject.name, examples.index, Cost())
-    few = torch.arange(len(images), device=images.device)
-    logits = judge.logits(images, few)
-    classes = int(logits.shape[1])
-    top = int(examples.labels.max())
-    if classes < 2 or classes <= top or classes < examples.info.classes:
-        raise UserError(
-            f"{subject.name} gives {classes} logits per image, but {examples.info.name} "
-            f"has {examples.info.classes} classes"
-        )
-    alone = torch.cat([judge.logits(images[i : i + 1], few[i : i + 1]) for i in range(len(labels))])
-    spread = (logits.amax() - logits.amin()).clamp_min(1e-12)
-    total = logits.sum(1)
-    module = subject.views[0].module
-    return _Facts(
-        classes=classes,
-        pixel_range=(float(examples.images.min()), float(examples.images.max())),
-        probabilities=bool(
-            (logits >= -1e-5).all()
-            and (logits <= 1 + 1e-5).all()
-            and ((total - 1).abs() < 1e-5).all()
-        ),
-        coupling=float((alone - logits).abs().max() / spread),
-        trained_mode=subject.about.kind == "file" and module is not None and module.training,
-        buffers=_buffers(subject),
-    )
+def _stopped(
+    subject: Subject, question: AttackQuestion, settings: Settings, folder: Path, total: int
+) -> str:
+    """What is left of an interrupted answer, and how to go on."""
+    kept = 0 if settings.fresh else blocks.kept_examples(folder, total)
+    about = f"interrupted: {question.name} on {subject.name}"
+    if kept == 0:
+        return f"{about} is not finished; the same command begins it again"
+    return f"{about}, {kept:,} of {total:,} examples are kept; the same command goes on"
 
 
 def _partial(settings: Settings, subject: Subject, question: AttackQuestion, key: str) -> Path:
@@ -167,36 +158,29 @@ def _partial(settings: Settings, subject: Subject, question: AttackQuestion, key
 
 
 def _blocks(
-    subject: Subject, examples: Examples, question: AttackQuestion, settings: Settings, key: str
+    subject: Subject,
+    examples: Examples,
+    question: AttackQuestion,
+    settings: Settings,
+    folder: Path,
 ) -> list[dict[str, Any]]:
-    """The outcome of every block; finished blocks are kept on disk until the result is whole."""
+    """The outcome of every block; finished ones are kept in `folder` until the result is whole."""
     view = subject.view(settings.view)
     twin = search_twin(view, examples.images, settings.machine.precision)
-    folder = _partial(settings, subject, question, key)
     progress, total = settings.progress, len(examples)
     progress.start(f"{question.name} on {subject.name}", total)
     pieces = []
-    for start in range(0, total, BLOCK_SIZE):
-        path = folder / f"{start}.npz"
-        piece = _kept(path)
+    for start in range(0, total, blocks.BLOCK_SIZE):
+        piece = None if settings.fresh else blocks.kept(folder, start, total)
         if piece is None:
             piece = _block(subject, examples, question, settings, twin, start)
-            if total > BLOCK_SIZE:
-                write_npz(path, piece)
+            if total > blocks.BLOCK_SIZE:
+                blocks.keep(folder, start, piece)
         pieces.append(piece)
         standing = sum(int(np.isinf(one["distance"]).sum()) for one in pieces)
-        progress.update(min(start + BLOCK_SIZE, total), f"{standing} standing")
+        progress.update(start + blocks.size(start, total), f"{standing} standing")
     progress.finish(f"{standing} of {total} standing")
     return pieces
-
-
-def _kept(path: Path) -> dict[str, Any] | None:
-    """A finished block of an interrupted evaluation, None where there is none or it is damaged."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except Exception:  # numpy raises many kinds for damaged archives; the block is simply redone
-        return None
 
 
 def _block(
@@ -207,7 +191,7 @@ def _block(
     twin: Twin,
     start: int,
 ) -> dict[str, Any]:
-    stop = min(start + BLOCK_SIZE, len(examples))
+    stop = start + blocks.size(start, len(examples))
     part = slice(start, stop)
     labels = examples.labels[part]
     wanted = torch.full_like(labels, -1)
@@ -235,23 +219,7 @@ def _block(
             start + int(share * (stop - start)), f"{stop - start - done} standing"
         ),
     )
-    return _arrays(search.run())
-
-
-def _arrays(out: Outcome) -> dict[str, Any]:
-    """An outcome as plain arrays, the form in which blocks are kept and joined."""
-    trace = {f"trace_{name}": value.cpu().numpy() for name, value in asdict(out.trace).items()}
-    return {
-        "clean_prediction": out.clean_prediction.cpu().numpy(),
-        "distance": out.distance.cpu().numpy(),
-        "budget": out.budget.cpu().numpy(),
-        "broken": out.broken.cpu().numpy(),
-        "queries": out.queries.cpu().numpy(),
-        "forward": np.array(out.cost.forward),
-        "backward": np.array(out.cost.backward),
-        "invalid": np.array(out.invalid_claims),
-        **trace,
-    }
+    return blocks.arrays(search.run())
 
 
 def _record(pieces: list[dict[str, Any]], question: AttackQuestion, examples: Examples) -> Record:
@@ -276,7 +244,7 @@ def _evidence(
     record: Record,
     question: AttackQuestion,
     pieces: list[dict[str, Any]],
-    facts: _Facts,
+    facts: Facts,
     one_step: Record | None,
 ) -> diagnostics.Evidence:
     def joined(name: str) -> Any:

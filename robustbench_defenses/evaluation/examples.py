@@ -52,8 +52,8 @@ def load(
     info = source.describe(dataset, data_dir)
     split = source.load(dataset, "test", data_dir)
     index = _chosen(subset, len(split.labels))
-    if n is not None and n > len(index) and subset != "correct":
-        raise UserError(f"-n {n}: {dataset} has only {len(index)} such test examples")
+    if len(index) == 0 or (n is not None and n > len(index) and subset != "correct"):
+        raise UserError(f"-n {n or 'all'}: {dataset} has only {len(index)} such test examples")
     if subset != "correct":
         index = index[:n]
     return Examples(
@@ -70,10 +70,10 @@ def _chosen(subset: str, count: int) -> Tensor:
     kind, _, rest = subset.partition(":")
     if kind in ("first", "correct") and not rest:
         return torch.arange(count)
-    if kind in ("random", "fold") and rest.isdigit():
-        if kind == "random":
-            order = rng.uniform(rng.row_keys(int(rest), "subset", torch.arange(count)), (1,))
-            return order[:, 0].argsort()
+    if kind == "random" and rest.isdecimal():
+        order = rng.uniform(rng.row_keys(int(rest), "subset", torch.arange(count)), (1,))
+        return order[:, 0].argsort()
+    if kind == "fold" and rest.isdecimal() and int(rest) < 10:
         return (torch.arange(count) % 10 == int(rest)).nonzero()[:, 0]
     raise UserError(
         f"unknown subset {subset!r}", hint="first, random:SEED, correct, or fold:K (K from 0 to 9)"
@@ -89,10 +89,15 @@ def only_correct(examples: Examples, subject: Subject, n: int | None) -> Example
     everyone = torch.arange(len(examples), device=examples.labels.device)
     with evaluation_mode(subject.deployed):
         right = judge.logits(examples.images, everyone).argmax(1) == examples.labels
-    index = right.nonzero()[:, 0][:n]
+    index = right.nonzero()[:, 0]
     if len(index) == 0:
         raise UserError(f"{subject.name} classifies no example correctly: nothing to attack")
-    return examples.pick(index)
+    if n is not None and n > len(index):
+        raise UserError(
+            f"-n {n}: {subject.name} classifies only {len(index)} test examples correctly",
+            hint="-n all takes these",
+        )
+    return examples.pick(index[:n])
 
 
 def targets(examples: Examples, classes: int, seed: int) -> Tensor:

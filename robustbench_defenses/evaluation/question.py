@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 from ..core import registry
 from ..core.errors import UserError
-from ..core.norms import check_eps
+from ..core.norms import NORMS, check_eps
 from ..data.source import DataInfo
 
 Sweep = Literal["envelope", "independent"]
 SWEEPS = ("envelope", "independent")
+_PROTOCOL = ("norm", "restarts", "start", "ask", "tell", "finished", "last")
 _SUFFIXES = ("_linf", "_l2", "_l1", "_l0")
 
 
@@ -77,7 +78,8 @@ def ask(
     chosen = norm if norm is not None and any(p.name == "norm" for p in entry.params) else None
     parameters = entry.settings(settings | ({"norm": chosen} if chosen else {}))
     attack = entry.create(**parameters)
-    actual = str(getattr(attack, "norm", "linf"))
+    _check_attack(attack, entry.name)
+    actual = str(attack.norm)
     return AttackQuestion(
         name=entry.name,
         entry=entry,
@@ -88,6 +90,18 @@ def ask(
         sweep=sweep,
         targeted=targeted,
     )
+
+
+def _check_attack(attack: Any, name: str) -> None:
+    """The user's own class may be no attack at all."""
+    missing = [part for part in _PROTOCOL if not hasattr(attack, part)]
+    if missing:
+        raise UserError(
+            f"{name} is not an attack: it has no {', '.join(missing)}",
+            hint="docs/architecture.md shows what an attack has",
+        )
+    if attack.norm not in NORMS:
+        raise UserError(f"{name} has norm {attack.norm!r}", hint=f"one of {', '.join(NORMS)}")
 
 
 def _grid(

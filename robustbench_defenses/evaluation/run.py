@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import rng
+from ..core import registry, rng
 from ..core.device import machine
 from ..core.errors import UserError
 from ..core.norms import check_eps, distance
@@ -25,6 +26,7 @@ from . import question as asking
 from . import store
 from .evaluate import Answer, Settings
 from .examples import Examples
+from .foreign import guarded
 from .record import Record
 from .subject import Subject, resolve
 
@@ -41,8 +43,11 @@ def _dataset_of(subject: Subject, dataset: str | None) -> str:
         return dataset
     if dataset is None or dataset == subject.dataset:
         return subject.dataset
+    entry = registry.find("dataset", dataset)
     if ":" in dataset:
         return dataset
+    if entry.name == subject.dataset:
+        return subject.dataset
     raise UserError(
         f"{subject.name} was trained on {subject.dataset}, not on {dataset}",
         hint="leave --dataset out, or name files of the same shape: --dataset npz:FILE",
@@ -58,7 +63,8 @@ def _examples(
     limit = None if n == -1 else n
     chosen = choosing.load(name, limit, subset, data_dir, device)
     if subset == "correct":
-        chosen = choosing.only_correct(chosen, subject, limit)
+        with guarded(subject.name):
+            chosen = choosing.only_correct(chosen, subject, limit)
     return chosen if n is not None else chosen.head(DEFAULT_N)
 
 
@@ -88,14 +94,16 @@ def evaluate(
     """Answers, one per attack, for one subject; each is stored before the next begins.
 
     `settings`: parameters by attack name as given in `attacks` ("" for all of them); `eps` None:
-    the published grid. Everything is checked before the first attack runs. Errors: `UserError`.
+    the published grid. Everything is checked before this function returns, so before the first
+    attack runs. Errors: `UserError`; Ctrl-C: `Interrupted`, finished blocks of examples are kept.
     """
     if batch_size is not None and batch_size < 1:
         raise UserError(f"--batch-size {batch_size}: at least 1 is needed")
     results_dir = Path(results_dir)
-    here = machine(device, precision, threads)
-    target = resolve(subject, results_dir, here.device)
-    chosen = _examples(target, dataset, n, subset, data_dir, here.device)
+    with _threads_kept():
+        here = machine(device, precision, threads)
+        target = resolve(subject, results_dir, here.device)
+        chosen = _examples(target, dataset, n, subset, data_dir, here.device)
     target.view(view)
     questions = [
         asking.ask(
@@ -116,10 +124,30 @@ def evaluate(
     )
     # One step first: the diagnostics of the others compare themselves with it.
     questions.sort(key=lambda question: not question.name.startswith("fgsm"))
+    return _answers(target, chosen, questions, how)
+
+
+def _answers(
+    subject: Subject, examples: Examples, questions: list[asking.AttackQuestion], how: Settings
+) -> Iterator[Answer]:
     for question in questions:
-        yield answering.answer(
-            target, chosen, question, how, _one_step(target, chosen, question, how)
-        )
+        with _threads_kept(how.machine.threads):
+            one_step = _one_step(subject, examples, question, how)
+            answer = answering.answer(subject, examples, question, how, one_step)
+        yield answer
+
+
+@contextlib.contextmanager
+def _threads_kept(count: int | None = None) -> Iterator[None]:
+    """Inside, torch has `count` threads (None: as before); afterwards as many as it had."""
+    before = torch.get_num_threads()
+    if count is not None and count != before:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)
 
 
 def _settings_of(name: str, settings: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
@@ -191,6 +219,12 @@ def attack_tensors(
     index = everyone if index is None else index
     keys = rng.run_keys(seed, entry.name, index)
     judge = Judge(deployed or view, subject or type(view).__name__, index, Cost())
+    with evaluation_mode(view, deployed):
+        classes = int(judge.logits(images[:1], everyone[:1]).shape[1])
+    for what, numbers in (("labels", labels), ("target", target)):
+        if numbers is not None and not bool(((numbers >= 0) & (numbers < classes)).all()):
+            span = f"{int(numbers.min())} to {int(numbers.max())}"
+            raise UserError(f"{judge.subject} gives {classes} logits, but {what} go from {span}")
     goal = torch.full_like(labels, -1) if target is None else target
     with evaluation_mode(view, deployed):
         parts = []
@@ -230,6 +264,8 @@ def _check_tensors(images: Tensor, labels: Tensor, target: Tensor | None) -> Non
     for name, classes in (("labels", labels), ("target", target)):
         if classes is not None and classes.shape != (len(images),):
             raise UserError(f"{name} of shape {tuple(classes.shape)} for {len(images)} images")
+        if classes is not None and classes.dtype != torch.int64:
+            raise UserError(f"{name} of type {classes.dtype}", hint="int64 class numbers")
 
 
 @dataclass(frozen=True)
@@ -296,38 +332,41 @@ def attack_images(
     `keep`: `last` or `best_loss`; `eps` None: the middle of the published grid. Nobody leaves
     early; misclassified clean images are attacked too.
     """
-    here = machine(device, "fp32", threads)
-    target = resolve(subject, results_dir, here.device)
-    chosen = _examples(target, dataset, n, subset, data_dir, here.device)
+    with _threads_kept():
+        here = machine(device, "fp32", threads)
+        target = resolve(subject, results_dir, here.device)
+        chosen = _examples(target, dataset, n, subset, data_dir, here.device)
     question = asking.ask(
         attack, chosen.info, norm=norm, settings=settings, eps=eps, targeted=targeted
     )
     if eps is None:
         eps = question.budgets[(len(question.budgets) - 1) // 2]
+    seen = target.view(view)
+    wanted = choosing.targets(chosen, chosen.info.classes, seed) if targeted else None
     progress = progress or Silent()
     progress.start(f"{question.name} on {target.name}", len(chosen))
     judge = Judge(target.deployed, target.name, chosen.index, Cost())
     everyone = torch.arange(len(chosen), device=here.device)
-    with evaluation_mode(target.deployed):
-        before = judge.logits(chosen.images, everyone).argmax(1)
-    wanted = choosing.targets(chosen, chosen.info.classes, seed) if targeted else None
-    made = attack_tensors(
-        target.view(view).logits,
-        chosen.images,
-        chosen.labels,
-        question.name,
-        eps=eps,
-        norm=None,
-        target=wanted,
-        keep=keep,
-        seed=seed,
-        settings=question.parameters,
-        deployed=target.deployed,
-        index=chosen.index,
-        subject=target.name,
-        batch_size=batch_size or 256,
-        report=progress.update,
-    )
+    with _threads_kept(here.threads), answering.guards(target, question):
+        with evaluation_mode(target.deployed):
+            before = judge.logits(chosen.images, everyone).argmax(1)
+        made = attack_tensors(
+            seen.logits,
+            chosen.images,
+            chosen.labels,
+            question.name,
+            eps=eps,
+            norm=None,
+            target=wanted,
+            keep=keep,
+            seed=seed,
+            settings=question.parameters,
+            deployed=target.deployed,
+            index=chosen.index,
+            subject=target.name,
+            batch_size=batch_size or 256,
+            report=progress.update,
+        )
     progress.finish(f"{int(made.broken.sum())} of {len(chosen)} misclassified")
     return Images(
         clean=chosen.images,

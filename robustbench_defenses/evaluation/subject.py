@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,23 +15,26 @@ from torch import nn
 
 from ..core import plugins
 from ..core.errors import UserError
-from ..core.identity import file_digest, short_hash, tensors_digest
+from ..core.identity import short_hash, tensors_digest
 from ..core.view import Logits, View
 from ..training import runs
 from . import schema
+from .foreign import code_digest, tensors_of
 
 
 @dataclass(frozen=True)
 class Subject:
     """A subject ready to be attacked: `views[0]` is the strongest known; `about` is its identity.
 
-    `dataset`: what it was trained on, None for a model from the user's file.
+    `dataset`: what it was trained on, None for a model from the user's file; `code`: digest of
+    what decides a foreign model's answers beside its weights (those of ours have versions).
     """
 
     about: schema.Subject
     deployed: Logits
     views: tuple[View, ...]
     dataset: str | None
+    code: str = ""
 
     @property
     def name(self) -> str:
@@ -49,7 +54,9 @@ class Subject:
 def resolve(reference: str | nn.Module, results_dir: Path, device: torch.device) -> Subject:
     """The subject behind a run id, prefix, folder, `last`, or `FILE.py:FACTORY`; or a module."""
     if isinstance(reference, nn.Module):
-        return _module_subject(reference, type(reference).__name__, device)
+        return _foreign(type(reference).__name__, reference.to(device), None)
+    if (Path(reference) / "run.json").is_file():  # whatever signs the folder's name has
+        return _run_subject(reference, "best", {}, results_dir, device)
     file = plugins.parse_reference(reference)
     if file is not None:
         return _file_subject(file, reference, device)
@@ -93,16 +100,17 @@ def _file_subject(file: plugins.Reference, reference: str, device: torch.device)
             f"{reference} is {type(factory).__name__}, not a callable without arguments"
         )
     _check_signature(factory, reference)
-    with plugins.user_code(file.file):
+    # stdout belongs to our answer.
+    with plugins.user_code(file.file), contextlib.redirect_stdout(sys.stderr):
         made = factory()
-    if isinstance(made, nn.Module):
-        return _module_subject(made, reference, device)
+        if isinstance(made, nn.Module):
+            made = made.to(device)
     if not callable(made):
         raise UserError(
             f"{reference} returns {type(made).__name__}",
             hint="it must return a torch.nn.Module or a callable from images to logits",
         )
-    return _foreign(reference, made, file_digest(file.file))
+    return _foreign(reference, made, file.file)
 
 
 def _check_signature(factory: Callable[..., Any], reference: str) -> None:
@@ -116,13 +124,9 @@ def _check_signature(factory: Callable[..., Any], reference: str) -> None:
         return  # a builtin without a readable signature: calling it will tell
 
 
-def _module_subject(module: nn.Module, name: str, device: torch.device) -> Subject:
-    module = module.to(device)
-    return _foreign(name, module, tensors_digest(module.state_dict()))
-
-
-def _foreign(name: str, deployed: Logits, digest: str) -> Subject:
-    stem = Path(name.rpartition(":")[0]).stem or "model"
-    label = f"{stem}-{name.rpartition(':')[2]}-{short_hash([name.rpartition(':')[2], digest])}"
-    about = schema.Subject(id=label, kind="file", name=name, weights=digest, random=False, draws=1)
-    return Subject(about, deployed, (View("deployed", deployed),), None)
+def _foreign(name: str, deployed: Logits, file: Path | None) -> Subject:
+    where, _, function = name.rpartition(":")
+    weights, code = tensors_digest(tensors_of(deployed)), code_digest(deployed, file)
+    label = f"{Path(where).stem or 'model'}-{function}-{short_hash([function, weights, code])}"
+    about = schema.Subject(id=label, kind="file", name=name, weights=weights, random=False, draws=1)
+    return Subject(about, deployed, (View("deployed", deployed),), None, code)

@@ -74,41 +74,55 @@ def train(
     folder = runs_folder(results_dir) / run_id
     if not fresh and (stored := _stored(folder)) is not None:
         return stored
-    about = describe(question.dataset, data_dir)
     split = split or load(question.dataset, "train", data_dir)
-    earlier = None if fresh else _unfinished(folder, split.digest)
+    about = describe(question.dataset, data_dir)
     threads_before = torch.get_num_threads()
     try:
-        # Bits depend on both, so an interrupted training goes on with those it began with.
-        kept = (earlier.precision, earlier.threads) if earlier else ("auto", None)
-        resolved = machine(
-            device, kept[0] if precision == "auto" else precision, threads or kept[1]
-        )
+        earlier = None if fresh else _unfinished(folder, split.digest)
+        if earlier is not None:
+            # Bits depend on both: an interrupted training goes on with those it began with.
+            precision = earlier.precision if precision == "auto" else precision
+            threads = threads or earlier.threads
+        resolved = machine(device, precision, threads)
         ready = _prepare(question, made, about, split, resolved)
+        info = _info(run_id, question, ready, split.digest, resolved)
         with resume.alone(folder, progress or Silent()):
-            if not fresh and (stored := _stored(folder)) is not None:
-                return stored
-            restored = resume.load(folder) if _unfinished(folder, split.digest, fresh) else None
-            if restored is None:
-                clear(folder)
-            info = _info(run_id, question, ready, split.digest, resolved)
-            trainer = Trainer(
-                folder=folder,
-                info=replace(info, started=earlier.started) if earlier and restored else info,
-                defense=made,
-                setup=ready.setup,
-                parts=ready.parts,
-                loader=ready.loader,
-                held_out=ready.held_out,
-                machine=resolved,
-                progress=progress or Silent(),
-                standing=restored[0] if restored else Standing(),
-                restored=restored[1] if restored else None,
-            )
-            trainer.run()
-            return Run(folder, read_info(folder))
+            return _train(folder, info, made, ready, resolved, fresh, progress or Silent())
     finally:
         torch.set_num_threads(threads_before)
+
+
+def _train(
+    folder: Path,
+    info: RunInfo,
+    defense: Defense,
+    ready: _Ready,
+    resolved: Machine,
+    fresh: bool,
+    progress: Progress,
+) -> Run:
+    """Begin, or go on, in a folder that nobody else trains in."""
+    if not fresh and (stored := _stored(folder)) is not None:
+        return stored
+    earlier = None if fresh else _unfinished(folder, info.data_digest)
+    restored = resume.load(folder) if earlier else None
+    if restored is None:
+        clear(folder)
+    trainer = Trainer(
+        folder=folder,
+        info=replace(info, started=earlier.started) if earlier and restored else info,
+        defense=defense,
+        setup=ready.setup,
+        parts=ready.parts,
+        loader=ready.loader,
+        held_out=ready.held_out,
+        machine=resolved,
+        progress=progress,
+        standing=restored[0] if restored else Standing(),
+        restored=restored[1] if restored else None,
+    )
+    trainer.run()
+    return Run(folder, read_info(folder))
 
 
 @dataclass(frozen=True)
@@ -133,9 +147,9 @@ def _stored(folder: Path) -> Run | None:
     return run
 
 
-def _unfinished(folder: Path, data_digest: str, fresh: bool = False) -> RunInfo | None:
+def _unfinished(folder: Path, data_digest: str) -> RunInfo | None:
     """What run.json says about an interrupted training of this folder, if it can go on."""
-    if fresh or not (folder / "run.json").is_file() or not resume.path_of(folder).is_file():
+    if not (folder / "run.json").is_file() or not resume.path_of(folder).is_file():
         return None
     info = read_info(folder)
     if info.data_digest != data_digest:

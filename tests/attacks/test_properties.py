@@ -15,12 +15,20 @@ from robustbench_defenses.engine.craft import craft
 from tests.engine import oracles
 
 ATTACKS = oracles.attacks()
+FIXED = [name for name in ATTACKS if not getattr(oracles.build(name), "minimum", False)]
+NEAREST = [name for name in ATTACKS if name not in FIXED]
 EPS = {"linf": 0.06, "l2": 0.4, "l1": 2.5}
 FEW = {"steps": 8}
 
 
 @pytest.fixture(params=ATTACKS)
 def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=FIXED)
+def fixed(request: pytest.FixtureRequest) -> str:
+    """Attacks that are given a budget."""
     return str(request.param)
 
 
@@ -37,9 +45,9 @@ def budgets(attack: object) -> tuple[float, ...]:
     return (0.25 * eps, 0.5 * eps, eps, 2 * eps)
 
 
-def test_linear_oracle(name: str) -> None:
+def test_linear_oracle(fixed: str) -> None:
     """Breaks just above the closed-form distance, never below it."""
-    attack = oracles.build(name)
+    attack = oracles.build(fixed)
     model = oracles.Linear((1, 4, 4), 3)
     images = oracles.middle_images(16, (1, 4, 4))
     labels = oracles.predicted(model, images)
@@ -64,14 +72,44 @@ def test_broken_images_are_valid_and_wrong(name: str) -> None:
     crafted = craft(model, attack, images, labels, eps)
     assert crafted.min() >= 0
     assert crafted.max() <= 1
-    limit = largest_allowed(torch.tensor(eps, dtype=torch.float64))
-    assert (distance(crafted, images, attack.norm) <= limit).all()
+    if name in FIXED:
+        limit = largest_allowed(torch.tensor(eps, dtype=torch.float64))
+        assert (distance(crafted, images, attack.norm) <= limit).all()
     outcome = oracles.run(attack, model, images, labels, (eps,))
     assert outcome.invalid_claims == 0
     wrong = oracles.predicted(model, crafted) != labels
     # The last iterate is one of the points a verdict run looks at (same randomness, one run).
     again = oracles.run(attack, model, images, labels, (eps,), name="craft")
     assert (torch.isfinite(again.distance) | ~wrong).all()
+
+
+@pytest.mark.parametrize("nearest", NEAREST)
+@pytest.mark.parametrize("classes", [2, 3])
+def test_minimum_norm_on_the_linear_oracle(nearest: str, classes: int) -> None:
+    """Never nearer than the closed form, and near it."""
+    attack = oracles.build(nearest)
+    model = oracles.Linear((1, 4, 4), classes)
+    images = oracles.middle_images(16, (1, 4, 4))
+    labels = oracles.predicted(model, images)
+    exact = model.distances(images, labels, attack.norm)
+    inside = exact < {"linf": 0.3, "l2": 0.9, "l1": 0.3}[attack.norm]
+    found = oracles.run(attack, model, images, labels, ()).distance
+    assert (found >= exact * (1 - 1e-9)).all()
+    assert inside.sum() >= 4
+    decision_based = attack.passes(classes)[1] == 0
+    assert (found / exact)[inside].median() <= (1.5 if decision_based else 1.06)
+
+
+@pytest.mark.parametrize("nearest", NEAREST)
+def test_nearest_image_is_the_one_reported(nearest: str) -> None:
+    """In float64 without repairs, the image run returns a point at the verdict run's distance."""
+    attack = oracles.build(nearest, **FEW)
+    model, images, labels = setting(nearest)
+    crafted = craft(model, attack, images, labels, float("inf"))
+    outcome = oracles.run(attack, model, images, labels, (), name="craft")
+    found = torch.isfinite(outcome.distance)
+    length = distance(crafted, images, attack.norm)
+    torch.testing.assert_close(length[found], outcome.distance[found], rtol=1e-6, atol=1e-9)
 
 
 def test_sweep_is_monotone_and_eps_zero_is_clean(name: str) -> None:
@@ -113,10 +151,10 @@ def test_results_do_not_depend_on_the_batch(name: str, batch_size: int) -> None:
     torch.testing.assert_close(whole.distance[5:9], subset.distance, rtol=1e-9, atol=0)
 
 
-def test_sweep_equals_separate_runs(name: str) -> None:
+def test_sweep_equals_separate_runs(fixed: str) -> None:
     """At each budget, what a sweep breaks first is what a run at that budget alone breaks."""
-    attack = oracles.build(name, **FEW)
-    model, images, labels = setting(name)
+    attack = oracles.build(fixed, **FEW)
+    model, images, labels = setting(fixed)
     grid = budgets(attack)
     sweep = oracles.run(attack, model, images, labels, grid)
     table = oracles.run(attack, model, images, labels, grid, sweep="independent")
@@ -124,7 +162,9 @@ def test_sweep_equals_separate_runs(name: str) -> None:
         alone = oracles.run(attack, model, images, labels, (eps,))
         assert torch.equal(table.broken[position], torch.isfinite(alone.distance))
         earlier = sweep.budget < eps * (1 - 1e-9)
-        assert torch.equal((sweep.budget <= eps) | earlier, torch.isfinite(alone.distance) | earlier)
+        assert torch.equal(
+            (sweep.budget <= eps) | earlier, torch.isfinite(alone.distance) | earlier
+        )
 
 
 def test_restarts_never_hurt(name: str) -> None:
@@ -221,9 +261,9 @@ def test_any_number_of_classes(name: str, classes: int) -> None:
     assert torch.isfinite(outcome.distance).any()
 
 
-def test_per_example_budgets_equal_separate_runs(name: str) -> None:
-    attack = oracles.build(name, **FEW)
-    model, images, labels = setting(name)
+def test_per_example_budgets_equal_separate_runs(fixed: str) -> None:
+    attack = oracles.build(fixed, **FEW)
+    model, images, labels = setting(fixed)
     eps = torch.linspace(0.5, 2, len(labels)).double() * EPS[attack.norm]
     together = craft(model, attack, images, labels, eps)
     keys = rng.run_keys(0, "craft", torch.arange(len(labels)))

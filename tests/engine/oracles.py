@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from robustbench_defenses.core import registry
 from robustbench_defenses.core.view import Logits, View
-from robustbench_defenses.engine.search import Block, Outcome, Search
+from robustbench_defenses.engine.minimum import search_for
+from robustbench_defenses.engine.search import Block, Outcome
 from robustbench_defenses.engine.twin import search_twin
 
 DUAL = {"linf": 1, "l2": 2, "l1": torch.inf}
@@ -111,8 +112,9 @@ def run(
     twin = options.get("twin") or search_twin(
         View("test", model), images, options.get("precision", "fp32")
     )
-    return Search(
-        attack=attack,
+    return search_for(
+        attack,
+        enough=options.get("enough", 0.0),
         twin=twin,
         deployed=options.get("deployed", model),
         block=block,
