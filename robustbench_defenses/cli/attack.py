@@ -107,12 +107,17 @@ def command(
     debug: options.Debug = False,
 ) -> None:
     """Attack the examples, write what was asked for, print a summary."""
+    from ..core.files import check_writable
     from ..core.norms import parse_eps
+    from .eval import implied_norm
 
     for path, suffix in ((save, ".npz"), (png, ".png")):
         if path is not None and path.suffix.lower() != suffix:
             raise UserError(f"{path} must end in {suffix}")
-    budget = None if eps is None else parse_eps(eps, norm or "linf")
+        if path is not None:
+            check_writable(path.parent)
+    chosen: dict[str, object] = dict(options.parse_set(settings))
+    budget = None if eps is None else parse_eps(eps, norm or implied_norm([attack], {"": chosen}))
     count = options.parse_count(n)
 
     from ..evaluation.run import attack_images
@@ -125,7 +130,7 @@ def command(
         dataset=dataset,
         norm=norm,
         n=100 if count is None else count,
-        settings=options.parse_set(settings),
+        settings=chosen,
         targeted=targeted,
         keep=keep,
         subset=subset,

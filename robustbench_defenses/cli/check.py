@@ -100,7 +100,7 @@ def _table(checked: list[Checked]) -> None:
     for one in checked:
         where = "clean" if one.eps == 0 else f"@ {one.eps:g}"
         flipped = len(one.worse) + len(one.better)
-        says = "same" if flipped == 0 else "holds" if one.holds else "MOVED"
+        says = "MOVED" if not one.holds else "holds" if flipped else "same"
         rows.append(
             [
                 one.stored.subject.id,

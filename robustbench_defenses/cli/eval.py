@@ -145,7 +145,7 @@ def command(
     grid = eps if eps is not None else (eps_sweep or None)
     names = options.split_names(attack or ["pgd"])
     chosen = settings_by_attack(options.parse_set(settings), names)
-    budgets = None if grid is None else parse_grid(grid, norm or implied_norm(names))
+    budgets = None if grid is None else parse_grid(grid, norm or implied_norm(names, chosen))
     count = options.parse_count(n)
     images = options.parse_batch_size(batch_size)
 
@@ -153,9 +153,9 @@ def command(
     from .console import progress
 
     reporter = progress(quiet)
-    answers: list[Answer] = []
-    for subject in subjects or ["last"]:
-        answers += evaluate(
+    # Every subject is checked before the first is attacked.
+    asked = [
+        evaluate(
             subject,
             names,
             dataset=dataset,
@@ -177,30 +177,51 @@ def command(
             fresh=fresh,
             progress=reporter,
         )
-    show(answers, as_json=json_, quiet=quiet)
+        for subject in dict.fromkeys(subjects or ["last"])
+    ]
+    answered = [answer for answers in asked for answer in answers]
+    show(answered, as_json=json_, quiet=quiet)
 
 
-def implied_norm(names: list[str]) -> str:
-    """The norm that the names themselves say, for the check of budgets before anything loads."""
+def implied_norm(names: list[str], settings: dict[str, dict[str, object]]) -> str:
+    """The norm that names or settings say, for the check of budgets before anything loads."""
+    given = {str(values["norm"]) for values in settings.values() if "norm" in values}
+    if given:
+        return "linf" if given == {"linf"} else "l2"
     ends = {name.rpartition("_")[2] for name in names} & {"l2", "l1"}
     return ends.pop() if len(ends) == 1 and len(names) == 1 else "l2" if ends else "linf"
 
 
 def settings_by_attack(settings: dict[str, str], names: list[str]) -> dict[str, dict[str, object]]:
-    """`steps=40` for every attack as "", `pgd_linf.steps=40` for that one alone."""
-    from ..core.errors import did_you_mean
+    """`steps=40` for every attack as "", `pgd_linf.steps=40` for that one alone.
 
+    An attack may be called as in `names`, or with its norm: `pgd` is `pgd_linf` too.
+    """
     chosen: dict[str, dict[str, object]] = {"": {}}
     for key, value in settings.items():
-        attack, dot, name = key.partition(".")
-        if not dot:
-            chosen[""][key] = value
-        elif attack in names:
-            chosen.setdefault(attack, {})[name] = value
-        else:
-            hint = did_you_mean(attack, names, ", ".join(names))
-            raise UserError(f"--set {key}: {attack!r} is not among the attacks", hint)
+        attack, _, name = key.rpartition(".")
+        for one in _called(attack, names) if attack else [""]:
+            chosen.setdefault(one, {})[name] = value
     return chosen
+
+
+def _called(attack: str, names: list[str]) -> list[str]:
+    """Those of `names` that the user calls `attack` (whose hyphens are underscores by now)."""
+    from ..core import registry
+    from ..core.errors import did_you_mean
+
+    literally = [name for name in names if name.replace("-", "_") == attack]
+    if literally:
+        return literally
+    found = []
+    for name in names:
+        full = registry.find("attack", name).name
+        if attack == full or attack.rpartition("_")[0] == full or full.rpartition("_")[0] == attack:
+            found.append(name)
+    if not found:
+        hint = did_you_mean(attack, names, ", ".join(names))
+        raise UserError(f"--set {attack}: {attack!r} is not among the attacks", hint)
+    return found
 
 
 def show(answers: list[Answer], as_json: bool, quiet: bool) -> None:

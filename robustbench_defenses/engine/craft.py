@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -20,8 +19,10 @@ from torch import Tensor, nn
 from ..core import rng
 from ..core.norms import distance, per_row
 from ..core.view import Logits, View
+from .caller import gradients_of_classes
 from .losses import loss_of, misclassified, rivals
 from .protocol import Answer, Attack, Query, Rows
+from .rows import take
 
 Keep = Literal["last", "best_loss"]
 
@@ -80,7 +81,9 @@ def craft(
                 asked = query.points.clone()
             answer = _answer(call, query, rows, autocast)
             if keep == "best_loss":
-                best, best_loss = _better(best, best_loss, asked, answer.loss)
+                best, best_loss = _better(
+                    best, best_loss, asked, _scored(attack, state, rows, answer)
+                )
             state = attack.tell(state, rows, answer)
         points: Tensor = attack.last(state)
         if keep == "best_loss":
@@ -95,22 +98,31 @@ def _nearest(call: Any, attack: Attack, rows: Rows, autocast: bool) -> Tensor:
     the clean image."""
     points, state = rows.images.clone(), attack.start(rows)
     shortest = torch.full((len(points),), torch.inf, dtype=torch.float64, device=points.device)
+    claims = getattr(attack, "claims", None)
 
-    def keep(asked: Tensor, logits: Tensor) -> None:
+    def keep(asked: Tensor, logits: Tensor, rows: Rows) -> None:
         wrong = misclassified(logits, rows.labels, rows.target)
+        if claims is not None:
+            wrong = claims(logits, rows)
         length = distance(asked, rows.images, attack.norm)
-        nearer = wrong & (length < shortest)
-        points[nearer] = asked[nearer]
-        shortest[nearer] = length[nearer]
+        nearer = wrong & (length < shortest[rows.example])
+        chosen = rows.example[nearer]
+        points[chosen] = asked[nearer]
+        shortest[chosen] = length[nearer]
 
-    while not bool(attack.finished(state, rows).all()):
+    while len(rows.example):
         query = attack.ask(state, rows)
         asked = query.points.clone()
         answer = _answer(call, query, rows, autocast)
-        keep(asked, answer.logits)
+        keep(asked, answer.logits, rows)
         state = attack.tell(state, rows, answer)
-    final = attack.last(state)
-    keep(final, _answer(call, Query(final), rows, autocast).logits)
+        done = attack.finished(state, rows)
+        ending = done.nonzero()[:, 0]
+        if len(ending):
+            final, ended = attack.last(state)[ending], take(rows, ending)
+            keep(final, _answer(call, Query(final, "logits"), ended, autocast).logits, ended)
+            staying = (~done).nonzero()[:, 0]
+            rows, state = take(rows, staying), take(state, staying)
     return points.detach()
 
 
@@ -135,12 +147,15 @@ def _rows(
 def _answer(call: Any, query: Query, rows: Rows, autocast: bool) -> Answer:
     points = query.points.detach().requires_grad_()
     with (
-        torch.enable_grad(),
+        torch.set_grad_enabled(query.want != "logits"),
         torch.autocast(points.device.type, dtype=torch.bfloat16, enabled=autocast),
     ):
         logits = call(points)
     with torch.enable_grad():
         logits = logits if logits.dtype == torch.float64 else logits.float()
+        if query.want == "class_gradients":
+            slopes = gradients_of_classes(logits, points, query)
+            return Answer(logits.detach(), class_gradients=slopes)
         aimed = rows if query.aim is None else replace(rows, target=query.aim)
         loss = loss_of(query.loss)(logits * query.logit_scale, aimed)
         gradient = None
@@ -149,6 +164,14 @@ def _answer(call: Any, query: Query, rows: Rows, autocast: bool) -> Answer:
     if gradient is None:
         gradient = torch.zeros_like(query.points)
     return Answer(logits.detach(), loss.detach(), gradient)
+
+
+def _scored(attack: Attack, state: Any, rows: Rows, answer: Answer) -> Tensor | None:
+    """The losses (B,), minus infinity where an attack looks outside the ball on purpose."""
+    inside = getattr(attack, "inside", None)
+    if inside is None or answer.loss is None:
+        return answer.loss
+    return answer.loss.masked_fill(~inside(state, rows), -torch.inf)
 
 
 def _better(

@@ -9,7 +9,6 @@ helps it is dropped, and longer norms count again.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from torch import Tensor
 from ..core.norms import distance
 from .agenda import Again, Agenda, Item
 from .losses import misclassified
-from .protocol import Attack
+from .protocol import Rows
 from .rows import join, take
 from .search import Search, _Running
 
@@ -66,13 +65,20 @@ class MinimumSearch(Search):
         rows = running.rows
         query = self.attack.ask(running.state, rows)
         answer = self._caller.answer(query, rows, self._fine(running, fine))
-        self._collect(running, query.points, misclassified(answer.logits, rows.labels, rows.target))
-        self._watch_start(running, answer.gradient, answer.loss)
+        self._collect(running, query.points, self._claimed(answer.logits, rows))
+        gradient = answer.class_gradients if answer.gradient is None else answer.gradient
+        self._watch_start(running, gradient, answer.loss)
         running.state = self.attack.tell(running.state, rows, answer)
         running.age += 1
-        done = self.attack.finished(running.state, rows)
-        self._settle(running, done)
+        done = self._settle(running, self.attack.finished(running.state, rows))
         return self._go_on(running, done, agenda)
+
+    def _claimed(self, logits: Tensor, rows: Rows) -> Tensor:
+        """Rows (B,) bool whose asked points are to be claimed."""
+        claims = getattr(self.attack, "claims", None)
+        if claims is not None:
+            return torch.as_tensor(claims(logits, rows))
+        return misclassified(logits, rows.labels, rows.target)
 
     def _collect(self, running: _Running, points: Tensor, wrong: Tensor) -> None:
         """Open claims: asked points nearer than all before. The start itself never counts:
@@ -88,9 +94,9 @@ class MinimumSearch(Search):
         claims.open[chosen] = length[nearer]
         claims.point[chosen] = points[chosen]
 
-    def _settle(self, running: _Running, done: Tensor) -> None:
+    def _settle(self, running: _Running, done: Tensor) -> Tensor:
         """Give open claims their verdict where it is due, and finished rows that of their last
-        point."""
+        point. Returns which rows (B,) are finished after it: a refused claim may move on."""
         claims = self._claims
         assert claims is not None
         due = done | (running.age % JUDGE_EVERY == 0)
@@ -110,12 +116,14 @@ class MinimumSearch(Search):
                 mask = torch.zeros_like(done)
                 mask[refused] = True
                 running.state = settle(running.state, running.rows, mask)
+                done = self.attack.finished(running.state, running.rows)
         ending = done.nonzero()[:, 0]
         if len(ending):
             last = self.attack.last(running.state)[ending]
             length = distance(last, running.rows.images[ending], self.attack.norm)
             nearer = length < claims.best[ending]
             self._judge_points(running, ending[nearer], last[nearer])
+        return done
 
     def _judge_points(self, running: _Running, where: Tensor, points: Tensor) -> Tensor:
         """Verdicts (M,) on `points` of the rows `where`; what counts is written down."""
@@ -156,10 +164,3 @@ class MinimumSearch(Search):
         assert self._claims is not None
         self._claims = take(self._claims, index)
         return take(running, index)
-
-
-def search_for(attack: Attack, enough: float = 0.0, **fields: Any) -> Search:
-    """The search that fits an attack; `fields` as of `Search`, `enough` as of `MinimumSearch`."""
-    if getattr(attack, "minimum", False):
-        return MinimumSearch(attack=attack, enough=enough, **fields)
-    return Search(attack=attack, **fields)

@@ -50,7 +50,8 @@ class Query:
     `loss`: a name of `engine.losses` or a callable; `logit_scale`: logits are multiplied by it
     before the loss (not before the verdict); `aim` (B,) int64: class the loss is directed at where
     that is not the verdict's target (-1: untargeted loss); `classes` (B, M) int64: whose logits'
-    gradients are wanted by `class_gradients`.
+    gradients are wanted by `class_gradients` (rows of -1: logits only); `against` (B,) int64: class
+    whose logit is subtracted from each of them first.
     """
 
     points: Tensor
@@ -59,13 +60,15 @@ class Query:
     logit_scale: float = 1.0
     aim: Tensor | None = None
     classes: Tensor | None = None
+    against: Tensor | None = None
 
 
 @dataclass
 class Answer:
     """`logits` (B, K) float32; `loss` (B,) and `gradient` (B, C, H, W) where they were wanted.
 
-    `class_gradients` (B, M, C, H, W): the gradient of each of the query's classes' logits.
+    `class_gradients` (B, M, C, H, W): the gradient of each of the query's classes' logits (0 where
+    the class was -1).
     """
 
     logits: Tensor
@@ -107,5 +110,9 @@ class Attack(Protocol):
 # Optional methods of an attack, asked for by name where they exist:
 #   minimum: ClassVar[bool] = True    searches the nearest adversarial point; no budget is given
 #   fine(state, rows) -> (B,) bool    rows that need float32 now
+#   runs(classes) -> int              runs per example, where it depends on the number of classes
+#   inside(state, rows) -> (B,) bool  rows whose asked points are meant to lie in the ball
 #   travel(eps) -> float              the farthest the steps of a fixed-budget attack can go
-#   settle(state, rows, refused) -> state    minimum norm: rows whose best claim was refused
+#   claims(logits, rows) -> (B,) bool    minimum norm: asked points to claim, not all misclassified
+#   settle(state, rows, refused) -> state    minimum norm: rows whose best claim was refused; they
+#                                            go on where they are no longer finished

@@ -135,9 +135,8 @@ class Search:
         self._near: list[Item] = []
         minimum = getattr(self.attack, "minimum", False)
         self._points = 1 if minimum else len(block.grid)
-        agenda = Agenda(
-            correct.nonzero()[:, 0].tolist(), self._points, self.attack.restarts, block.sweep
-        )
+        runs = runs_of(self.attack, logits.shape[1])
+        agenda = Agenda(correct.nonzero()[:, 0].tolist(), self._points, runs, block.sweep)
         self._loop(agenda, fine=False)
         if self.twin.autocast and self._near:
             near = sorted(set(self._near), key=lambda item: (item.budget, item))
@@ -194,9 +193,13 @@ class Search:
         query = self.attack.ask(running.state, rows)
         answer = self._caller.answer(query, rows, self._fine(running, fine))
         wrong = misclassified(answer.logits, rows.labels, rows.target)
+        near = smallest_margin(answer.logits, rows.labels, rows.target).to(running.margin)
+        inside = getattr(self.attack, "inside", None)
+        if inside is not None:
+            allowed = inside(running.state, rows)
+            wrong, near = wrong & allowed, near.masked_fill(~allowed, torch.inf)
         claimed = wrong.nonzero()[:, 0]
         points = query.points[claimed]  # a copy: `tell` may move the points in place
-        near = smallest_margin(answer.logits, rows.labels, rows.target).to(running.margin)
         running.margin = torch.minimum(running.margin, near)
         self._watch_start(running, answer.gradient, answer.loss)
         running.state = self.attack.tell(running.state, rows, answer)
@@ -271,11 +274,11 @@ class Search:
         if not bool(fresh.any()):
             return
         trace.tried[running.rows.example[fresh]] = True
-        if gradient is None or loss is None:
-            return
-        zero = fresh & (gradient.flatten(1) == 0).all(1)
-        trace.zero_start[running.rows.example[zero]] = True
-        running.first_loss = torch.where(fresh, loss.to(running.first_loss), running.first_loss)
+        if gradient is not None:
+            zero = fresh & (gradient.flatten(1) == 0).all(1)
+            trace.zero_start[running.rows.example[zero]] = True
+        if loss is not None:
+            running.first_loss = torch.where(fresh, loss.to(running.first_loss), running.first_loss)
 
     def _watch_end(
         self, running: _Running, failed: Tensor, last: Tensor, ending: Tensor,
@@ -287,13 +290,20 @@ class Search:
             return
         trace, rows = self._out.trace, take(running.rows, index)
         used = distance(last[keep], rows.images, self.attack.norm) / rows.eps.double()
-        known = trace.reach[rows.example]
-        trace.reach[rows.example] = torch.where(known.isnan(), used, known.maximum(used))
+        # Several runs of one example may end together: the maximum over all of them.
+        trace.reach[rows.example] = trace.reach[rows.example].nan_to_num(0)
+        trace.reach.scatter_reduce_(0, rows.example, used, "amax")
         if gradient is not None and loss is not None:
             zero = (gradient[index].flatten(1) == 0).all(1)
             trace.zero_end[rows.example[zero]] = True
             rose = loss[index].to(running.first_loss) > running.first_loss[index]
             trace.loss_rose[rows.example[rose]] = True
+
+
+def runs_of(attack: Attack, classes: int) -> int:
+    """Runs of `attack` per example and budget where there are `classes` classes."""
+    runs = getattr(attack, "runs", None)
+    return attack.restarts if runs is None else int(runs(classes))
 
 
 def _empty_trace(count: int, device: torch.device) -> Trace:

@@ -39,7 +39,9 @@ class Twin:
         else:
             with torch.autocast(images.device.type, dtype=torch.bfloat16):
                 logits = self.coarse(images)
-        return logits if logits.dtype == torch.float64 else logits.float()
+        if not isinstance(logits, Tensor) or logits.dtype == torch.float64:
+            return logits  # what is no tensor is refused, with the subject's name, by the caller
+        return logits.float()
 
 
 class _ExactConv(torch.autograd.Function):
@@ -132,6 +134,19 @@ class ExactFirst(nn.Module):
         return wide[:, :, padding[0] : padding[0] + height, padding[1] : padding[1] + width]
 
 
+class Float32First(nn.Module):
+    """Another first layer of a bf16 twin, computed in float32 both ways."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, enabled=False):
+            result: Tensor = self.layer(images.float())
+        return result
+
+
 def _frozen_copy(module: nn.Module) -> nn.Module:
     twin = copy.deepcopy(module).eval().requires_grad_(False)
     for weight in twin.parameters():
@@ -160,8 +175,8 @@ def _first_layer(module: nn.Module, images: Tensor) -> str | None:
 def _bf16_copy(fine: nn.Module, images: Tensor) -> nn.Module:
     """A copy of `fine` for autocast: weights cast once, the first layer exact in its forward.
 
-    A first layer that `ExactFirst` does not fit keeps its float32 weights and runs as autocast
-    decides; the comparison with float32 in `search_twin` says whether that will do.
+    A first layer that is no plain convolution or linear layer keeps its float32 weights and runs as
+    autocast decides; the comparison with float32 in `search_twin` says whether that will do.
     """
     twin = copy.deepcopy(fine)
     first = _first_layer(twin, images)
@@ -170,9 +185,10 @@ def _bf16_copy(fine: nn.Module, images: Tensor) -> nn.Module:
             continue  # a subclass may use its weight in ways of its own
         if name != first:
             layer.to(torch.bfloat16)
-        elif name and ExactFirst.fits(layer):
+        elif name:
+            exact = ExactFirst(layer) if ExactFirst.fits(layer) else Float32First(layer)
             parent = twin.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], ExactFirst(layer))
+            setattr(parent, name.rpartition(".")[2], exact)
     return twin
 
 

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import UserError
 from ..core.norms import distance, largest_allowed
 from ..core.view import Logits
-from .caller import Cost, check_logits
+from .caller import Cost, blaming, check_logits, check_tensor, out_of_memory
 from .losses import misclassified
 
 
@@ -32,31 +31,32 @@ class Judge:
 
     def logits(self, images: Tensor, example: Tensor) -> Tensor:
         """Float32 logits (B, K) of the deployed subject, checked; `example` (B,) in the block."""
-        parts = []
-        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            for start in range(0, len(images), self.batch_size):
-                chunk = images[start : start + self.batch_size].contiguous()
-                try:
-                    part = self.deployed(chunk)
-                except (UserError, torch.OutOfMemoryError):
+        parts: list[Tensor] = []
+        start = 0
+        while start < len(images):
+            chunk = slice(start, start + self.batch_size)
+            try:
+                parts.append(self._ask(images[chunk], self.numbers[example[chunk]]))
+            except Exception as error:
+                size = len(images[chunk])
+                if size == 1 or not out_of_memory(error):
                     raise
-                except Exception as error:
-                    first = int(self.numbers[example[start]])
-                    said = (str(error).splitlines() or ["no message"])[0]
-                    raise UserError(
-                        f"{self.subject} raises {type(error).__name__} for a batch that begins "
-                        f"with test image {first}: {said}"
-                    ) from error
-                if not isinstance(part, Tensor):
-                    raise UserError(
-                        f"{self.subject} returns {type(part).__name__}, not a tensor of logits"
-                    )
-                check_logits(
-                    part, self.numbers[example[start : start + self.batch_size]], self.subject
-                )
-                parts.append(part)
+                self.batch_size = size // 2
+            else:
+                start = chunk.stop
         self.cost.forward += len(images)
         return torch.cat(parts) if parts else images.new_zeros((0, 1))
+
+    def _ask(self, images: Tensor, numbers: Tensor) -> Tensor:
+        with (
+            torch.no_grad(),
+            torch.autocast(images.device.type, enabled=False),
+            blaming(self.subject, numbers),
+        ):
+            logits = self.deployed(images.contiguous())
+        check_tensor(logits, self.subject)
+        check_logits(logits, numbers, self.subject)
+        return logits
 
     def judge(
         self,

@@ -7,9 +7,9 @@ Each check is a function from `Evidence` to a `Diagnostic`; adding one is adding
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from . import metrics
 from .record import Record
 from .schema import Diagnostic
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Severity = Literal["error", "warning", "info"]
 Bools = NDArray[np.bool_]
@@ -77,7 +80,7 @@ def run_checks(evidence: Evidence) -> list[Diagnostic]:
     return [function(evidence) for function in CHECKS]
 
 
-def _verdict(
+def verdict(
     id: str,
     name: str,
     value: float,
@@ -85,32 +88,31 @@ def _verdict(
     error: float | None,
     sentence: str,
     n: int,
-    images: Bools | None = None,
-    record: Record | None = None,
+    images: Sequence[int] | NDArray[np.int64] | Tensor = (),
 ) -> Diagnostic:
-    """A check whose `value` fires above `warning` or `error`."""
+    """A check whose `value` fires above `warning` or `error`; `images`: numbers concerned."""
     fired, severity, threshold = False, "info", error if warning is None else warning
     for limit, level in ((error, "error"), (warning, "warning")):
         if limit is not None and value > limit:
             fired, severity, threshold = True, level, limit
             break
-    listed: list[int] = []
-    if fired and images is not None and record is not None:
-        listed = [int(i) for i in record.index[images][:20]]
+    listed = [int(i) for i in images[:20]] if fired else []
     return Diagnostic(
         id=id, name=name, severity=severity, value=value, threshold=threshold, n=n,  # type: ignore[arg-type]
         fired=fired, sentence=sentence, images=listed,
     )  # fmt: skip
 
 
-def _skipped(id: str, name: str, n: int, reason: str) -> Diagnostic:
+def skipped(id: str, name: str, n: int, reason: str) -> Diagnostic:
+    """A check that could not run, and why."""
     return Diagnostic(
         id=id, name=name, severity="info", value=None, threshold=None, n=n,
         fired=False, sentence=f"not checked: {reason}", skipped=reason,
     )  # fmt: skip
 
 
-def _tolerance(n: int) -> float:
+def tolerance(n: int) -> float:
+    """What two equal attacks may differ by on `n` examples."""
     return max(0.002, 2 / n)
 
 
@@ -120,17 +122,17 @@ def large_eps(e: Evidence) -> Diagnostic:
     n = len(e.record)
     large = [eps for eps in e.grid if eps >= 0.5]
     if e.norm != "linf" or not large or e.targeted:
-        return _skipped("D4", "large eps", n, "no untargeted Linf budget of 0.5 or more")
+        return skipped("D4", "large eps", n, "no untargeted Linf budget of 0.5 or more")
     share = float(np.bincount(e.record.label).max()) / n
     chance = max(1 / e.classes, share)
     limit = chance + 3 * float(np.sqrt(chance * (1 - chance) / n))
     left = e.robust(large[0])
     value = float(left.mean())
-    return _verdict(
+    return verdict(
         "D4", "large eps", value, None, limit,
         f"{100 * value:.1f} % survive eps {large[0]:g}, where every image can become the same grey "
         f"(no classifier keeps more than {100 * chance:.1f} %): the attack is too weak here",
-        n, left, e.record,
+        n, e.record.index[left],
     )  # fmt: skip
 
 
@@ -139,19 +141,19 @@ def one_step(e: Evidence) -> Diagnostic:
     """D5: examples that one step breaks and many steps do not."""
     n = len(e.record)
     if e.attack.startswith("fgsm"):
-        return _skipped("D5", "one step beats many", n, "this is the one-step attack")
+        return skipped("D5", "one step beats many", n, "this is the one-step attack")
     if e.one_step is None or not np.array_equal(e.one_step.index, e.record.index):
-        return _skipped("D5", "one step beats many", n, "no fgsm result on the same examples")
+        return skipped("D5", "one step beats many", n, "no fgsm result on the same examples")
     worst, eps, found = 0.0, 0.0, np.zeros(n, dtype=bool)
     known = e.grid if e.one_step.eps is None else [x for x in e.grid if x in e.one_step.eps]
     for point in known:
         only = e.robust(point) & ~survivors(e.one_step, point)
         if float(only.mean()) >= worst:
             worst, eps, found = float(only.mean()), point, only
-    return _verdict(
-        "D5", "one step beats many", worst, _tolerance(n), 0.01,
+    return verdict(
+        "D5", "one step beats many", worst, tolerance(n), 0.01,
         f"fgsm breaks {100 * worst:.1f} % of the examples that {e.attack} leaves at eps {eps:g}",
-        n, found, e.record,
+        n, e.record.index[found],
     )  # fmt: skip
 
 
@@ -160,16 +162,16 @@ def zero_gradient(e: Evidence) -> Diagnostic:
     """D6: examples whose gradient is exactly zero where the attack needs it."""
     n = int(e.tried.sum())
     if n == 0:
-        return _skipped("D6", "zero gradient", 0, "no example was attacked")
+        return skipped("D6", "zero gradient", 0, "no example was attacked")
     # A zero gradient on the way to success did no harm: what counts is an attack that stood still.
     left = np.isinf(e.record.distance)
     zero = (e.zero_start | e.zero_end) & left
     value = float(zero.sum()) / n
-    return _verdict(
+    return verdict(
         "D6", "zero gradient", value, 0.0, 0.01,
         f"{100 * value:.1f} % of the attacked examples survive with a gradient of exactly 0: "
         "the attack could not move; try --set loss=margin or --set logit_scale=0.1",
-        n, zero, e.record,
+        n, e.record.index[zero],
     )  # fmt: skip
 
 
@@ -179,14 +181,14 @@ def loss_rises(e: Evidence) -> Diagnostic:
     failed = ~np.isnan(e.reach)
     n = int(failed.sum())
     if n == 0 or e.attack.startswith("fgsm"):
-        return _skipped("D8", "loss does not rise", n, "no run of several steps failed")
+        return skipped("D8", "loss does not rise", n, "no run of several steps failed")
     stuck = failed & ~e.loss_rose
     value = float(stuck.sum()) / n
-    return _verdict(
+    return verdict(
         "D8", "loss does not rise", value, 0.05, 0.5,
         f"for {100 * value:.1f} % of the survivors the loss did not rise: wrong sign, detached "
         "gradient or too large a step",
-        n, stuck, e.record,
+        n, e.record.index[stuck],
     )  # fmt: skip
 
 
@@ -199,7 +201,7 @@ def batch_coupling(e: Evidence) -> Diagnostic:
         f"logits of one image change by {value:.2g} (relative) with its batch"
     )  # fmt: skip
     note = "; it was given in training mode and evaluated in evaluation mode"
-    return _verdict(
+    return verdict(
         "D13", "mode and batch", value, None, 1e-4, what + (note if e.trained_mode else ""), n
     )
 
@@ -207,7 +209,7 @@ def batch_coupling(e: Evidence) -> Diagnostic:
 @check
 def validity(e: Evidence) -> Diagnostic:
     """D16: every point the attack claims lies in ball and box and is finite."""
-    return _verdict(
+    return verdict(
         "D16", "validity", float(e.invalid_claims), None, 0.0,
         f"{e.invalid_claims} claimed points lie outside the ball or the box; none was counted",
         len(e.record),
@@ -226,7 +228,7 @@ def scaling(e: Evidence) -> Diagnostic:
         sentence = "the subject gives probabilities, not logits: cross-entropy gradients are flat"
     else:
         sentence = "images lie in [0, 1] and the subject gives logits"
-    return _verdict("D17", "scaling", value, None, 0.0, sentence, len(e.record))
+    return verdict("D17", "scaling", value, None, 0.0, sentence, len(e.record))
 
 
 @check
@@ -236,16 +238,16 @@ def budget_use(e: Evidence) -> Diagnostic:
     short = [eps for eps, travel in e.travel.items() if travel < eps * (1 - 1e-6)]
     if short:
         value = 1 - min(e.travel[eps] / eps for eps in short)
-        return _verdict(
+        return verdict(
             "D20", "budget use", value, None, 0.0,
             f"the steps can travel only {e.travel[short[-1]]:.3g} of eps {short[-1]:g}: "
             "more or longer steps are needed",
             len(e.record),
         )  # fmt: skip
     if not failed.any():
-        return _skipped("D20", "budget use", 0, "no run failed")
+        return skipped("D20", "budget use", 0, "no run failed")
     unused = 1 - float(np.median(e.reach[failed]))
-    return _verdict(
+    return verdict(
         "D20", "budget use", max(unused, 0.0), 0.1, None,
         f"survivors end at {100 * (1 - unused):.0f} % of the budget (median)",
         int(failed.sum()),

@@ -22,7 +22,8 @@ from ..core.errors import Interrupted
 from ..core.files import check_writable
 from ..core.identity import file_digest, short_hash
 from ..core.progress import Progress, Silent
-from ..engine.search import BATCH_SIZE, Block, Search
+from ..engine.ensemble import search_for
+from ..engine.search import BATCH_SIZE, Block
 from ..engine.twin import Twin, search_twin
 from ..engine.verdict import evaluation_mode
 from ..training import environment
@@ -199,8 +200,8 @@ def _block(
         wanted = targets(examples, examples.info.classes, settings.seed)[part]
     gpu = settings.machine.device.type == "cuda"
     progress = settings.progress
-    search = Search(
-        attack=question.attack,
+    search = search_for(
+        question.attack,
         twin=twin,
         deployed=subject.deployed,
         block=Block(
@@ -318,7 +319,7 @@ def _result(
         clean_high=clean.high,
         curve=curve,
         auc=metrics.curve_auc(curve, clean.value) if len(question.budgets) > 1 else None,
-        unbounded_accuracy=None,
+        unbounded_accuracy=metrics.unbounded_accuracy(record) if question.minimum else None,
         distances=metrics.distance_summary(record),
         cost=schema.Cost(
             forward_passes=sum(int(piece["forward"]) for piece in pieces),

@@ -97,9 +97,7 @@ def tensors_of(deployed: object) -> dict[str, Tensor]:
     return found
 
 
-def _reach(
-    path: str, thing: object, found: dict[str, Tensor], seen: set[int], depth: int
-) -> None:
+def _reach(path: str, thing: object, found: dict[str, Tensor], seen: set[int], depth: int) -> None:
     if depth < 0 or id(thing) in seen or isinstance(thing, _PLAIN):
         return
     seen.add(id(thing))
@@ -132,4 +130,4 @@ def _inside(thing: Any) -> dict[str, object]:
     if inspect.ismodule(thing) or isinstance(thing, type) or inspect.isbuiltin(thing):
         return {}
     attributes: dict[str, object] = dict(getattr(thing, "__dict__", {}))
-    return attributes | {"call": getattr(type(thing), "__call__", None)}
+    return attributes | {"call": inspect.getattr_static(type(thing), "__call__", None)}

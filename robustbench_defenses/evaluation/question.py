@@ -31,6 +31,11 @@ class AttackQuestion:
     targeted: bool
 
     @property
+    def minimum(self) -> bool:
+        """True for an attack that searches the nearest point and is given no budget."""
+        return bool(getattr(self.attack, "minimum", False))
+
+    @property
     def budgets(self) -> tuple[float, ...]:
         """The budgets that need an attack."""
         return tuple(eps for eps in self.grid if eps > 0)

@@ -18,8 +18,15 @@ from .runs import RunInfo
 
 
 def make_defense(name: str, settings: dict[str, Any]) -> Defense:
-    """The defense's object."""
-    return cast(Defense, find("defense", name).create(**settings))
+    """The defense's object; one without the methods of a defense is a `UserError`."""
+    made = find("defense", name).create(**settings)
+    missing = [part for part in ("parts", "phases", "deployed") if not hasattr(made, part)]
+    if missing:
+        raise UserError(
+            f"{name} is not a defense: it has no {', '.join(missing)}",
+            hint="docs/architecture.md shows what a defense has",
+        )
+    return cast(Defense, made)
 
 
 def defense_of(info: RunInfo) -> Defense:

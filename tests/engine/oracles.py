@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from robustbench_defenses.core import registry
 from robustbench_defenses.core.view import Logits, View
-from robustbench_defenses.engine.minimum import search_for
+from robustbench_defenses.engine.ensemble import search_for
 from robustbench_defenses.engine.search import Block, Outcome
 from robustbench_defenses.engine.twin import search_twin
 
@@ -48,7 +48,9 @@ class Constant(nn.Module):
         self.classes = classes
 
     def forward(self, images: Tensor) -> Tensor:
-        logits = images.new_zeros((len(images), self.classes)) + 0 * images.flatten(1).sum(1)[:, None]
+        logits = (
+            images.new_zeros((len(images), self.classes)) + 0 * images.flatten(1).sum(1)[:, None]
+        )
         return logits + torch.eye(self.classes, dtype=images.dtype)[0]
 
 
@@ -99,7 +101,8 @@ def run(
     grid: tuple[float, ...],
     **options: Any,
 ) -> Outcome:
-    """A verdict run; options: sweep, target, numbers, batch_size, seed, precision, twin, deployed."""
+    """A verdict run; options: sweep, target, numbers, batch_size, seed, precision, twin, deployed,
+    name, enough."""
     target = options.get("target")
     block = Block(
         images=images,

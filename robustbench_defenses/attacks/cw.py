@@ -1,0 +1,228 @@
+"""Carlini and Wagner's L2 attack: Adam on distance plus c times a hinge of the margin.
+
+minimise over x':  ||x' - x||_2^2 + c max(m(x') + confidence, 0)   (Carlini and Wagner 2017, sec. V)
+m = Z_y - max_{k != y} Z_k;  targeted: m = max_{k != t} Z_k - Z_t
+
+c is found per image by `search_steps` rounds: after a success it moves towards the largest c that
+failed, after a failure up (tenfold while none has succeeded). One round with a given `const` is the
+fixed-c variant of many tables. The box: clip after each step, or x' = (tanh(w) + 1) / 2 (authors).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..core.norms import per_row
+from ..engine.losses import margin, misclassified
+from ..engine.protocol import Answer, Query, Rows
+
+CARD = {
+    "object": "CW",
+    "version": 1,
+    "source": "Carlini and Wagner 2017, sections V and VI",
+    "aliases": ["cw_l2", "carlini_wagner"],
+    "variants": {
+        "cw_quick": {
+            "set": {"search_steps": 5, "steps": 200, "const": 0.1},
+            "summary": "Carlini and Wagner's attack, shortened (5 x 200; weaker)",
+        }
+    },
+    "cost": "at most search_steps x steps forward and backward passes (9,000)",
+    "differences": (
+        "the authors and foolbox use tanh and stop a batch together; here each image stops alone. "
+        "torchattacks does not search c and ignores the confidence. Reference defaults are 10,000 "
+        "steps."
+    ),
+    "params": {
+        "steps": {
+            "unit": "iterations",
+            "min": 1,
+            "help": "most steps of Adam in one round",
+            "papers": {"cw": 10000, "torchattacks": 50},
+        },
+        "search_steps": {
+            "unit": "rounds",
+            "min": 1,
+            "help": "rounds of the search for c; 1: c is fixed",
+            "papers": {"cw": 9, "torchattacks": 1},
+        },
+        "const": {
+            "min": 0,
+            "help": "first c, the weight of the hinge",
+            "papers": {"cw": 0.001, "torchattacks": 1.0},
+        },
+        "learning_rate": {"min": 0, "help": "of Adam", "papers": {"cw": 0.01}},
+        "confidence": {
+            "unit": "logits",
+            "min": 0,
+            "help": "margin that an adversarial point must have",
+        },
+        "form": {"help": "how x' stays in the box", "papers": {"cw": "tanh"}},
+        "abort_early": {"help": "end a round at a tenth that brought no progress"},
+    },
+}
+
+FIRST, SECOND, GUARD = 0.9, 0.999, 1e-8  # Adam's betas and epsilon
+PROGRESS = 0.9999
+INSIDE = 1 - 1e-6  # keeps the inverse of tanh finite at black and white pixels
+
+
+@dataclass
+class State:
+    """`free` (B, C, H, W): the variables of Adam, `mean` and `square` its averages; `done` (B,)
+    int64 steps of this round; `turn` (B,) int64 rounds made; `const`, `lower`, `upper` (B,): c and
+    its bracket; `found` (B,) bool: success in this round; `before` (B,): loss at the last check."""
+
+    free: Tensor
+    mean: Tensor
+    square: Tensor
+    done: Tensor
+    turn: Tensor
+    const: Tensor
+    lower: Tensor
+    upper: Tensor
+    found: Tensor
+    before: Tensor
+
+
+@dataclass(frozen=True)
+class CW:
+    steps: int = 1000
+    search_steps: int = 9
+    const: float = 0.001
+    learning_rate: float = 0.01
+    confidence: float = 0.0
+    form: Literal["clamp", "tanh"] = "clamp"
+    abort_early: bool = True
+
+    minimum: ClassVar[bool] = True
+    norm: ClassVar[str] = "l2"
+    restarts: ClassVar[int] = 1
+
+    def start(self, rows: Rows) -> State:
+        """Fresh rows at their images."""
+        free, count = self._variables(rows.images), torch.zeros_like(rows.labels)
+        zeros = count.to(free.dtype)
+        return State(
+            free=free,
+            mean=torch.zeros_like(free),
+            square=torch.zeros_like(free),
+            done=count,
+            turn=count.clone(),
+            const=zeros + self.const,
+            lower=zeros,
+            upper=zeros + torch.inf,
+            found=torch.zeros_like(count, dtype=torch.bool),
+            before=zeros + torch.inf,
+        )
+
+    def _variables(self, images: Tensor) -> Tensor:
+        if self.form == "clamp":
+            return images.clone()
+        return torch.atanh((2 * images - 1) * INSIDE)
+
+    def _points(self, free: Tensor) -> Tensor:
+        return free if self.form == "clamp" else (torch.tanh(free) + 1) / 2
+
+    def ask(self, state: State, rows: Rows) -> Query:
+        """The gradient of the hinge; c enters in `tell`, as it differs from row to row."""
+        return Query(self._points(state.free), "gradient", self._hinge)
+
+    def _hinge(self, logits: Tensor, rows: Rows) -> Tensor:
+        """-max(m + confidence, 0), to be increased."""
+        return (margin(logits, rows) - self.confidence).clamp_max(0)
+
+    def claims(self, logits: Tensor, rows: Rows) -> Tensor:
+        """Points that succeed (B,) bool: misclassified, with the wanted confidence."""
+        wrong = misclassified(logits, rows.labels, rows.target)
+        return wrong & (margin(logits, rows) >= self.confidence)
+
+    def tell(self, state: State, rows: Rows, answer: Answer) -> State:
+        """One step of Adam; rows at the end of a round go on with another c."""
+        assert answer.gradient is not None
+        assert answer.loss is not None
+        # A twin may err on the image itself: the start of a round is no success.
+        found = state.found | (self.claims(answer.logits, rows) & (state.done > 0))
+        points = self._points(state.free)
+        centre = rows.images
+        if self.form == "tanh":
+            centre = self._points(self._variables(centre))
+        away = points - centre
+        loss = away.flatten(1).square().sum(1) - state.const * answer.loss.to(state.const)
+        slope = 2 * away - per_row(state.const, away) * answer.gradient
+        if self.form == "tanh":
+            slope = slope * (2 * points * (1 - points))  # dx' / dw
+        state, over = self._progress(replace(state, found=found), loss)
+        moved = self._adam(state, slope)
+        if not bool(over.any()):
+            return moved
+        final = over & (moved.turn + 1 >= self.search_steps)
+        if self.confidence > 0:  # an unasked point may lack the confidence: judge the asked one
+            moved.free = torch.where(per_row(final, moved.free), state.free, moved.free)
+        return self._next_round(moved, rows, over, over & ~final)
+
+    def _progress(self, state: State, loss: Tensor) -> tuple[State, Tensor]:
+        """The state after the tenth-wise check, and the rows (B,) bool whose round is over."""
+        over = state.done + 1 >= self.steps
+        if not self.abort_early:
+            return state, over
+        check = state.done % max(1, self.steps // 10) == 0
+        over = over | (check & (loss > PROGRESS * state.before))
+        return replace(state, before=torch.where(check, loss, state.before)), over
+
+    def _adam(self, state: State, slope: Tensor) -> State:
+        """One step of Adam (Kingma and Ba 2015, algorithm 1), with the clip to the box."""
+        count = (state.done + 1).to(slope)
+        mean = torch.lerp(slope, state.mean, FIRST)
+        square = torch.addcmul(SECOND * state.square, slope, slope, value=1 - SECOND)
+        late = (1 - SECOND**count).sqrt()
+        rate = self.learning_rate * late / (1 - FIRST**count)
+        scale = square.sqrt().add_(per_row(GUARD * late, slope))
+        free = state.free - per_row(rate, slope) * mean / scale
+        if self.form == "clamp":
+            free = free.clamp_(0, 1)
+        return replace(state, free=free, mean=mean, square=square, done=state.done + 1)
+
+    def _next_round(self, state: State, rows: Rows, over: Tensor, again: Tensor) -> State:
+        """Rows `over` (B,) have ended a round: bracket c; rows `again` (B,) start the next one."""
+        won, lost = over & state.found, over & ~state.found
+        upper = torch.where(won, torch.minimum(state.upper, state.const), state.upper)
+        lower = torch.where(lost, torch.maximum(state.lower, state.const), state.lower)
+        const = torch.where(torch.isinf(upper), 10 * state.const, (lower + upper) / 2)
+        turn = state.turn + over.long()
+        if self.search_steps >= 10:  # a long search ends with the smallest c that succeeded
+            sure = (turn == self.search_steps - 1) & torch.isfinite(upper)
+            const = torch.where(sure, upper, const)
+        fresh = per_row(again, state.free)
+        return State(
+            free=torch.where(fresh, self._variables(rows.images), state.free),
+            mean=state.mean.masked_fill(fresh, 0),
+            square=state.square.masked_fill(fresh, 0),
+            done=state.done.masked_fill(again, 0),
+            turn=turn,
+            const=torch.where(again, const, state.const),
+            lower=lower,
+            upper=upper,
+            found=state.found & ~again,
+            before=state.before.masked_fill(again, torch.inf),
+        )
+
+    def settle(self, state: State, rows: Rows, refused: Tensor) -> State:
+        """A refused claim is no success of its round."""
+        return replace(state, found=state.found & ~refused)
+
+    def finished(self, state: State, rows: Rows) -> Tensor:
+        """Rows whose rounds are used up."""
+        return state.turn >= self.search_steps
+
+    def last(self, state: State) -> Tensor:
+        """The current points: made by the last update, not yet scored."""
+        return self._points(state.free)
+
+    def passes(self, classes: int) -> tuple[int, int]:
+        """At most `steps` forward and backward passes in each of `search_steps` rounds."""
+        return self.search_steps * self.steps, self.search_steps * self.steps
