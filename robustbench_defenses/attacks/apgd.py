@@ -39,7 +39,10 @@ CARD = {
     "variants": {
         "apgd_ce_linf": {"set": {"norm": "linf"}, "summary": "APGD on cross-entropy, Linf ball"},
         "apgd_ce_l2": {"set": {"norm": "l2"}, "summary": "APGD on cross-entropy, L2 ball"},
-        "apgd_ce_l1": {"set": {"norm": "l1"}, "summary": "APGD on cross-entropy, L1 ball"},
+        "apgd_ce_l1": {
+            "set": {"norm": "l1", "large_radius": True},
+            "summary": "APGD on cross-entropy, L1 ball",
+        },
         "apgd_dlr": {
             "set": {"loss": "dlr"},
             "summary": "APGD on the difference of logits ratio, which no logit scale can saturate",
@@ -50,7 +53,7 @@ CARD = {
             "summary": "APGD on the DLR loss, L2 ball",
         },
         "apgd_dlr_l1": {
-            "set": {"loss": "dlr", "norm": "l1"},
+            "set": {"loss": "dlr", "norm": "l1", "large_radius": True},
             "summary": "APGD on the DLR loss, L1 ball",
         },
         "apgd_t": {
@@ -66,7 +69,7 @@ CARD = {
             "summary": "APGD towards nine classes, L2 ball",
         },
         "apgd_t_l1": {
-            "set": {"loss": "dlr", "targets": 9, "norm": "l1"},
+            "set": {"loss": "dlr", "targets": 9, "norm": "l1", "large_radius": True},
             "summary": "APGD towards nine classes, L1 ball",
         },
     },

@@ -161,9 +161,9 @@ class CW:
         if not bool(over.any()):
             return moved
         final = over & (moved.turn + 1 >= self.search_steps)
-        if self.confidence > 0:  # an unasked point may lack the confidence: judge the asked one
-            moved.free = torch.where(per_row(final, moved.free), state.free, moved.free)
-        return self._next_round(moved, rows, over, over & ~final)
+        # The verdict on a last point knows no confidence: with one, rows end back at their image.
+        again = over if self.confidence > 0 else over & ~final
+        return self._next_round(moved, rows, over, again)
 
     def _progress(self, state: State, loss: Tensor) -> tuple[State, Tensor]:
         """The state after the tenth-wise check, and the rows (B,) bool whose round is over."""
@@ -171,7 +171,11 @@ class CW:
         if not self.abort_early:
             return state, over
         check = state.done % max(1, self.steps // 10) == 0
-        over = over | (check & (loss > PROGRESS * state.before))
+        stalled = check & (loss > PROGRESS * state.before)
+        if self.form == "tanh":
+            # Black and white pixels start where tanh is flat: no progress at first means nothing.
+            stalled &= state.found
+        over = over | stalled
         return replace(state, before=torch.where(check, loss, state.before)), over
 
     def _adam(self, state: State, slope: Tensor) -> State:

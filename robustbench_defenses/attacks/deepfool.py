@@ -64,8 +64,8 @@ CARD = {
 }
 
 BISECTIONS = 10
-# Rows with a boundary this near (share of the logit range) are asked in float32: bf16 steers them
-# in circles.
+# Asked in float32: first steps, as their signs of tiny slopes decide much in Linf, and rows with a
+# boundary this near (share of the logit range), which bf16 would steer in circles.
 NEAR = 0.1
 EXTRA = 1e-4  # the authors' guard against steps that vanish
 
@@ -75,7 +75,7 @@ class State:
     """`points` (B, C, H, W) to ask about; `path` (B, C, H, W): sum of the steps; `end`
     (B, C, H, W): the adversarial point found; `done` (B,) int64 steps made; `halved` (B,) int64
     bisections made; `low`, `high` (B,): the segment's shares between which the boundary lies;
-    `broken` (B,) bool: `end` is set; `near` (B,) bool: a boundary is near."""
+    `broken` (B,) bool: `end` is set; `near` (B,) bool: to be asked in float32."""
 
     points: Tensor
     path: Tensor
@@ -113,7 +113,7 @@ class DeepFool:
             low=zeros,
             high=zeros + 1,
             broken=no,
-            near=no.clone(),
+            near=~no,
         )
 
     def ask(self, state: State, rows: Rows) -> Query:

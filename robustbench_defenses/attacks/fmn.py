@@ -4,10 +4,12 @@ delta_0 = 0, r = inf;  for t = 0 .. T - 1:                  (Pintor et al. 2021,
     h      = (1 + cos(pi t / T)) / 2;  a = a_T + (a_0 - a_T) h;  gamma = g_T + (g_0 - g_T) h
     r      = min((1 - gamma) r, shortest so far)     if x + delta is adversarial
              (1 + gamma) r                           if it is not, but an earlier one was
-             ||delta||_p + |m| / ||grad m||_q        before the first one (linear estimate, q dual)
+             (1 + gamma) max(||delta||_p + |m| / ||grad m||_q, r)     before the first one
     delta <- P(delta - a grad m / ||grad m||_2)      onto the ball of radius r and the box
 
-m = Z_y - max_{k != y} Z_k is the margin; a_T = a_0 / 100 and g_T = 0.001.
+m = Z_y - max_{k != y} Z_k is the margin; a_T = a_0 / 100 and g_T = 0.001; q is dual to p.
+Before the first success the paper takes the linear estimate of the radius as it is. Then the points
+creep up to a curved boundary from inside and may never cross it, so here the radius always grows.
 """
 
 from __future__ import annotations
@@ -35,8 +37,9 @@ CARD = {
     "cost": "steps forward and backward passes",
     "differences": (
         "foolbox does not project for L2 (it divides a norm by itself) and projects for L1 before "
-        "it clips, which loses budget; here L1 is the exact projection onto ball and box. The last "
-        "perturbation, unchecked there, is judged too."
+        "it clips, which loses budget; here L1 is the exact projection onto ball and box. The "
+        "radius grows until the first success: the estimate alone crossed no boundary for 13 % of "
+        "images (small MNIST network, L2). The last perturbation, unchecked there, is judged too."
     ),
     "params": {
         "norm": {"help": "norm to minimise"},
@@ -49,7 +52,7 @@ CARD = {
         "step_size": {
             "unit": "pixel units",
             "min": 0,
-            "help": "L2 length of the first step; it falls to a hundredth by a cosine",
+            "help": "L2 length of the first step, falls to 1/100; none: 1 (L2), 10 (Linf), 3 (L1)",
             "papers": {"foolbox": 1.0},
         },
         "gamma": {
@@ -62,6 +65,8 @@ CARD = {
 }
 
 LAST_GAMMA = 0.001
+# Robust networks need longer steps where the ball has corners.
+FIRST_STEP = {"linf": 10.0, "l2": 1.0, "l1": 3.0}
 ORDER = {"linf": math.inf, "l2": 2.0, "l1": 1.0}
 
 
@@ -83,7 +88,7 @@ class State:
 class FMN:
     norm: Literal["linf", "l2", "l1"] = "linf"
     steps: int = 100
-    step_size: float = 1.0
+    step_size: float | None = None
     gamma: float = 0.05
 
     minimum: ClassVar[bool] = True
@@ -108,7 +113,8 @@ class FMN:
         assert answer.loss is not None
         gradient = answer.gradient
         share = (1 + torch.cos(math.pi * state.done / self.steps)) / 2
-        rate = (self.step_size * (0.01 + 0.99 * share)).to(gradient)
+        first = FIRST_STEP[self.norm] if self.step_size is None else self.step_size
+        rate = (first * (0.01 + 0.99 * share)).to(gradient)
         length = _length(state.points - rows.images, self.norm)
         # A twin may err on the image itself; a radius of zero would end the search there.
         found = misclassified(answer.logits, rows.labels, rows.target) & (state.done > 0)
@@ -116,10 +122,12 @@ class FMN:
         slope = _length(gradient, dual(self.norm))
         estimate = length + answer.loss.abs().to(length) / slope
         change = (LAST_GAMMA + (self.gamma - LAST_GAMMA) * share).to(length)
-        outside = torch.where(state.found, (1 + change) * state.radius, estimate)
+        before = torch.where(state.done > 0, state.radius, 0)
+        outside = torch.where(state.found, before, torch.maximum(estimate, before))
         inside = torch.minimum((1 - change) * state.radius, shortest)
         # nan_to_num: zero margin over zero slope.
-        radius = torch.where(found, inside, outside).nan_to_num(nan=torch.inf, posinf=torch.inf)
+        radius = torch.where(found, inside, (1 + change) * outside)
+        radius = radius.nan_to_num(nan=torch.inf, posinf=torch.inf)
         radius = torch.minimum(radius, state.longest)
         size = gradient.flatten(1).norm(dim=1).clamp_min(1e-12)
         moved = torch.addcmul(state.points, gradient, per_row(rate / size, gradient))

@@ -120,17 +120,20 @@ class Square:
 
     def _trial(self, state: State, rows: Rows) -> Tensor:
         """The next points (B, C, H, W)."""
-        step = state.done - 1
-        if self.rescale_schedule:
-            step = step * 10000 // self.n_queries
         height, width = rows.images.shape[2:]
         device, dtype = rows.images.device, rows.images.dtype
-        halvings, sides, pattern = tables(self.p_init, height, width, self.norm, device, dtype)
-        stage = torch.bucketize(step, halvings)
+        sides, pattern = tables(self.p_init, height, width, self.norm, device, dtype)
+        stage = self.stage(state.done - 1)
         key = rng.fold(rows.key, state.done)
         if self.norm == "linf":
             return redraw_linf(state.best, rows, key, sides[stage])
         return redraw(state.best, rows, key, sides[stage], pattern[stage], self.norm)
+
+    def stage(self, step: Tensor) -> Tensor:
+        """How often (B,) p has halved at the candidates numbered `step` (B,) from 0."""
+        if self.rescale_schedule:
+            step = step * 10000 // self.n_queries
+        return torch.bucketize(step, torch.tensor(HALVINGS, device=step.device))
 
     def fine(self, state: State, rows: Rows) -> Tensor:
         """Rows near the boundary."""
@@ -177,18 +180,14 @@ def pattern_of(side: int, norm: str) -> Tensor:
 @lru_cache(maxsize=16)
 def tables(
     p_init: float, height: int, width: int, norm: str, device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`HALVINGS` (9,), window sides (10,) and patterns (10, S, S) by stage, edges repeated."""
+) -> tuple[Tensor, Tensor]:
+    """Window sides (10,) and patterns (10, S, S), edges repeated, of all stages."""
     sides = window_sides(p_init, height, width, norm)
     patterns = []
     for side in sides:
         spread = torch.arange(max(sides)).clamp_max(side - 1)
         patterns.append(pattern_of(side, norm)[spread][:, spread])
-    return (
-        torch.tensor(HALVINGS, device=device),
-        torch.tensor(sides, device=device),
-        torch.stack(patterns).to(device, dtype),
-    )
+    return torch.tensor(sides, device=device), torch.stack(patterns).to(device, dtype)
 
 
 def length_of(values: Tensor, norm: str, dims: tuple[int, ...]) -> Tensor:
@@ -252,6 +251,8 @@ def tiles(rows: Rows, key: Tensor, norm: str) -> Tensor:
     top, left = (height - down * side) // 2, (width - across * side) // 2
     delta = torch.zeros_like(images)
     delta[:, :, top : top + down * side, left : left + across * side] = inner
+    if norm == "l1":  # at least eps long; what is longer becomes sparse in the projection
+        delta *= (per_row(rows.eps, delta) / length_of(delta, norm, (1, 2, 3))).clamp_min(1)
     return _on_the_sphere(delta, rows, norm)
 
 

@@ -19,6 +19,7 @@ from . import options
 
 if TYPE_CHECKING:
     from ..evaluation.evaluate import Answer
+    from ..evaluation.run import Diagnosis
 
 THREAT = "Attack"
 
@@ -125,6 +126,13 @@ def command(
             "--subset", metavar="RULE", help="first, random:SEED, correct or fold:K (ten folds)."
         ),
     ] = "first",
+    diagnose: Annotated[
+        bool,
+        typer.Option(
+            "--diagnose",
+            help="Then ask whether this robustness is real: a battery of checks on 200 images.",
+        ),
+    ] = False,
     seed: options.Seed = 0,
     batch_size: options.BatchSize = "auto",
     data: options.Data = None,
@@ -180,7 +188,32 @@ def command(
         for subject in dict.fromkeys(subjects or ["last"])
     ]
     answered = [answer for answers in asked for answer in answers]
-    show(answered, as_json=json_, quiet=quiet)
+    diagnoses = []
+    if diagnose:
+        from ..evaluation.run import diagnose as diagnose_
+
+        for subject in dict.fromkeys(subjects or ["last"]):
+            diagnoses.append(
+                diagnose_(
+                    subject,
+                    dataset=dataset,
+                    eps=None if budgets is None else budgets[-1],
+                    norm=norm or implied_norm(names, chosen),
+                    n=count,
+                    subset=subset,
+                    view=view,
+                    seed=seed,
+                    device=device,
+                    precision=precision,
+                    threads=threads,
+                    data_dir=data,
+                    results_dir=results,
+                    progress=reporter,
+                )
+            )
+    show(answered, diagnoses, as_json=json_, quiet=quiet)
+    if any(one.errors for one in diagnoses):
+        raise typer.Exit(1)
 
 
 def implied_norm(names: list[str], settings: dict[str, dict[str, object]]) -> str:
@@ -224,7 +257,7 @@ def _called(attack: str, names: list[str]) -> list[str]:
     return found
 
 
-def show(answers: list[Answer], as_json: bool, quiet: bool) -> None:
+def show(answers: list[Answer], diagnoses: list[Diagnosis], as_json: bool, quiet: bool) -> None:
     """The answers on stdout: one JSON document, or a table with what a reader needs to know."""
     import time
 
@@ -232,11 +265,16 @@ def show(answers: list[Answer], as_json: bool, quiet: bool) -> None:
 
     stored = [answer.stored for answer in answers]
     if as_json:
-        print_json({"results": [one.document() for one in stored]})
+        document: dict[str, object] = {"results": [one.document() for one in stored]}
+        if diagnoses:
+            document["diagnoses"] = [one.document() for one in diagnoses]
+        print_json(document)
         return
     from ..report.table import results_table
 
     out.print(results_table(stored, out.width))
+    for diagnosis in diagnoses:
+        show_diagnosis(diagnosis)
     if quiet:
         return
     for answer in answers:
@@ -246,3 +284,39 @@ def show(answers: list[Answer], as_json: bool, quiet: bool) -> None:
             note(f"stored {age} ago; --fresh to ask again: {path}")
         else:
             note(f"stored {path}")
+
+
+def show_diagnosis(found: Diagnosis) -> None:
+    """One screen: what fired, how much was checked, and the answer in a sentence."""
+    from .console import duration, out
+
+    out.print()
+    out.print(
+        f"Is this robustness real?  {found.subject}, eps {found.eps:g} ({found.norm}), "
+        f"{found.n} images, {duration(found.seconds)}",
+        style="bold",
+    )
+    ranks = {"error": "ERROR", "warning": "WARN "}
+    fired = sorted(
+        (one for one in found.checks if one.fired and one.severity in ranks),
+        key=lambda one: list(ranks).index(one.severity),
+    )
+    for one in fired:
+        out.print(f" {ranks[one.severity]}  {one.name}: {one.sentence}")
+    for one in found.checks:
+        if one.skipped is not None:
+            out.print(f" -      {one.name}: {one.sentence}", style="dim")
+    quiet_ones = sum(not one.fired and one.skipped is None for one in found.checks)
+    out.print(f" ok     {quiet_ones} other checks")
+    out.print()
+    left, base = 100 * found.left, 100 * found.base
+    if found.errors:
+        out.print(
+            f"No: {found.errors[0].sentence}. At eps {found.eps:g} at most {left:.1f} % are right "
+            f"(worst case over all that was tried; pgd alone says {base:.1f} %)."
+        )
+    else:
+        out.print(
+            f"Nothing here speaks against it: {left:.1f} % survive everything that was tried at "
+            f"eps {found.eps:g} (pgd alone {base:.1f} %). A stronger attack may leave less."
+        )

@@ -26,7 +26,7 @@ HELP = """Train adversarial defenses, attack them, and see what is left.
   rrd quickstart                                        offline, under two minutes
   rrd train aicr --dataset mnist                        train a defense
   rrd eval last --attack pgd --eps-sweep                attack it
-  rrd eval net.py:build --dataset mnist --attack all    attack a network of your own
+  rrd eval net.py:build --dataset mnist --attack pgd    attack a network of your own
 """
 COMPLETION = "_RRD_COMPLETE"
 

@@ -6,7 +6,7 @@ rrd quickstart --results /tmp/first-look
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import options
 
@@ -32,6 +32,7 @@ def command(
     from ..core.device import machine
     from ..evaluation.run import evaluate
     from ..report.curve import plot_curves
+    from ..training.train import train
     from .console import err, print_json, progress
 
     here = machine(device, "auto", threads)
@@ -42,23 +43,18 @@ def command(
         )
     runs: list[Run] = []
     stored: list[StoredResult] = []
+    common: dict[str, Any] = {
+        "seed": seed,
+        "results_dir": results,
+        "device": device,
+        "threads": threads,
+        "progress": progress(quiet),
+    }
     for defense in DEFENSES:
-        from ..training.train import train
-
-        runs.append(
-            train(
-                defense, "digits", preset="quick", seed=seed, results_dir=results, device=device,
-                threads=threads, progress=progress(quiet),
-            )  # fmt: skip
-        )
+        runs.append(train(defense, "digits", preset="quick", **common))
     for run in runs:
-        stored += [
-            answer.stored
-            for answer in evaluate(
-                str(run.folder), ["pgd"], n=-1, seed=seed, results_dir=results, device=device,
-                threads=threads, progress=progress(quiet),
-            )  # fmt: skip
-        ]
+        answers = evaluate(str(run.folder), ["pgd"], n=-1, **common)
+        stored += [answer.stored for answer in answers]
     picture = results / "quickstart" / "curve.svg"
     files = [*plot_curves(stored, picture), *plot_curves(stored, picture.with_suffix(".png"))]
     if json_:

@@ -23,6 +23,7 @@ from .caller import gradients_of_classes
 from .losses import loss_of, misclassified, rivals
 from .protocol import Answer, Attack, Query, Rows
 from .rows import take
+from .search import runs_of
 
 Keep = Literal["last", "best_loss"]
 
@@ -57,7 +58,8 @@ def craft(
     keep: Keep = "last",
     autocast: bool = False,
 ) -> Tensor:
-    """Adversarial images (N, C, H, W) of one run of `attack` on all of `images`, as one batch.
+    """Adversarial images (N, C, H, W) of one run of `attack` on all of `images`, as one batch;
+    of a minimum-norm attack the nearest ones of all its runs.
 
     `images` in [0, 1]; `labels`, `target` (N,) int64 (target -1 or None: untargeted); `eps`: a
     number or (N,), pixel units; `key` (N,) int32: the rows' randomness (default: seed 0 and the
@@ -94,9 +96,9 @@ def craft(
 
 
 def _nearest(call: Any, attack: Attack, rows: Rows, autocast: bool) -> Tensor:
-    """The nearest misclassified point that a minimum-norm attack asks about; where there is none,
-    the clean image."""
-    points, state = rows.images.clone(), attack.start(rows)
+    """The nearest misclassified point that a minimum-norm attack asks about in any of its runs;
+    where there is none, the clean image."""
+    points, everything = rows.images.clone(), rows
     shortest = torch.full((len(points),), torch.inf, dtype=torch.float64, device=points.device)
     claims = getattr(attack, "claims", None)
 
@@ -110,20 +112,28 @@ def _nearest(call: Any, attack: Attack, rows: Rows, autocast: bool) -> Tensor:
         points[chosen] = asked[nearer]
         shortest[chosen] = length[nearer]
 
-    while len(rows.example):
-        query = attack.ask(state, rows)
-        asked = query.points.clone()
-        answer = _answer(call, query, rows, autocast)
-        keep(asked, answer.logits, rows)
-        state = attack.tell(state, rows, answer)
-        done = attack.finished(state, rows)
-        ending = done.nonzero()[:, 0]
-        if len(ending):
-            final, ended = attack.last(state)[ending], take(rows, ending)
-            keep(final, _answer(call, Query(final, "logits"), ended, autocast).logits, ended)
-            staying = (~done).nonzero()[:, 0]
-            rows, state = take(rows, staying), take(state, staying)
+    for run in range(runs_of(attack, rows.rivals.shape[1] + 1)):
+        rows = everything if run == 0 else _again(everything, run)
+        state = attack.start(rows)
+        while len(rows.example):
+            query = attack.ask(state, rows)
+            asked = query.points.clone()
+            answer = _answer(call, query, rows, autocast)
+            keep(asked, answer.logits, rows)
+            state = attack.tell(state, rows, answer)
+            done = attack.finished(state, rows)
+            ending = done.nonzero()[:, 0]
+            if len(ending):
+                final, ended = attack.last(state)[ending], take(rows, ending)
+                keep(final, _answer(call, Query(final, "logits"), ended, autocast).logits, ended)
+                staying = (~done).nonzero()[:, 0]
+                rows, state = take(rows, staying), take(state, staying)
     return points.detach()
+
+
+def _again(rows: Rows, run: int) -> Rows:
+    """The same rows in a later run, with randomness of its own."""
+    return replace(rows, run=torch.full_like(rows.run, run), key=rng.fold(rows.key, run))
 
 
 def _rows(

@@ -297,6 +297,7 @@ class Search:
             zero = (gradient[index].flatten(1) == 0).all(1)
             trace.zero_end[rows.example[zero]] = True
             rose = loss[index].to(running.first_loss) > running.first_loss[index]
+            rose |= running.age[index] <= 1  # one question: there is no second loss to compare
             trace.loss_rose[rows.example[rose]] = True
 
 

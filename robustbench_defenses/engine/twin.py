@@ -189,7 +189,7 @@ def _bf16_copy(fine: nn.Module, images: Tensor) -> nn.Module:
             exact = ExactFirst(layer) if ExactFirst.fits(layer) else Float32First(layer)
             parent = twin.get_submodule(name.rpartition(".")[0])
             setattr(parent, name.rpartition(".")[2], exact)
-    return twin
+    return twin.eval()
 
 
 def search_twin(view: View, images: Tensor, precision: str) -> Twin:

@@ -96,6 +96,12 @@ class Probe:
         """Images that survive PGD-40 on cross-entropy, one start: the attack under suspicion."""
         return self.standing("pgd")
 
+    @property
+    def left(self) -> float:
+        """Share of the images that survive everything tried so far."""
+        limit = float(largest_allowed(torch.tensor(self.eps).double()))
+        return float((self.distance > limit).mean())
+
     def judge(self, batch_size: int = 1000) -> Judge:
         return Judge(self.subject.deployed, self.subject.name, self.index, self.cost, batch_size)
 

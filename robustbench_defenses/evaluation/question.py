@@ -85,6 +85,8 @@ def ask(
     attack = entry.create(**parameters)
     _check_attack(attack, entry.name)
     actual = str(attack.norm)
+    if norm is not None and norm != actual:
+        raise UserError(f"{entry.name} works in {actual}, not in {norm}")
     return AttackQuestion(
         name=entry.name,
         entry=entry,
@@ -100,7 +102,7 @@ def ask(
 def _check_attack(attack: Any, name: str) -> None:
     """The user's own class may be no attack at all."""
     missing = [part for part in _PROTOCOL if not hasattr(attack, part)]
-    if missing:
+    if missing and not hasattr(attack, "members"):
         raise UserError(
             f"{name} is not an attack: it has no {', '.join(missing)}",
             hint="docs/architecture.md shows what an attack has",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..core.progress import Progress, Silent
 from ..core.view import Logits
 from ..engine.caller import Cost
 from ..engine.craft import craft
+from ..engine.twin import search_twin
 from ..engine.verdict import Judge, evaluation_mode
 from . import evaluate as answering
 from . import examples as choosing
@@ -28,6 +29,7 @@ from .evaluate import Answer, Settings
 from .examples import Examples
 from .foreign import guarded
 from .record import Record
+from .schema import Diagnostic
 from .subject import Subject, resolve
 
 DEFAULT_N = 1000
@@ -173,6 +175,85 @@ def _one_step(
 
 
 @dataclass(frozen=True)
+class Diagnosis:
+    """Is this robustness real? `left`: share that survives everything tried at `eps`; `base`: what
+    PGD-40 alone leaves; passes are example-passes."""
+
+    subject: str
+    dataset: str
+    norm: str
+    eps: float
+    n: int
+    checks: list[Diagnostic]
+    base: float
+    left: float
+    forward_passes: int
+    backward_passes: int
+    seconds: float
+
+    @property
+    def errors(self) -> list[Diagnostic]:
+        """The checks that fired as errors."""
+        return [check for check in self.checks if check.fired and check.severity == "error"]
+
+    def document(self) -> dict[str, Any]:
+        """The diagnosis in JSON's terms."""
+        checks = [check.model_dump(mode="json") for check in self.checks]
+        return {**asdict(self), "checks": checks, "errors": len(self.errors)}
+
+
+def diagnose(
+    subject: str | nn.Module,
+    *,
+    dataset: str | None = None,
+    eps: float | None = None,
+    norm: str = "linf",
+    n: int | None = None,
+    subset: str = "first",
+    view: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    data_dir: Path | None = None,
+    results_dir: str | Path = "results",
+    progress: Progress | None = None,
+) -> Diagnosis:
+    """A small battery of attacks and measurements on at most 200 images at one budget.
+
+    `eps` None: the middle of the published grid. Errors: `UserError`.
+    """
+    import time
+
+    from . import battery
+
+    begun = time.perf_counter()
+    here = machine(device, precision, threads)
+    target = resolve(subject, Path(results_dir), here.device)
+    chosen = _examples(target, dataset, n, subset, data_dir, here.device)
+    question = asking.ask("pgd", chosen.info, norm=norm, eps=eps)
+    budget = eps if eps is not None else question.budgets[(len(question.budgets) - 1) // 2]
+    twin = search_twin(target.view(view), chosen.images, here.precision)
+    probe = battery.probe_of(target, chosen, twin, budget, question.norm, seed)
+    probe.progress = progress or Silent()
+    with answering.guards(target, question):
+        checks = battery.diagnose(probe)
+    return Diagnosis(
+        subject=target.name,
+        dataset=chosen.info.name,
+        norm=question.norm,
+        eps=budget,
+        n=len(probe.labels),
+        checks=checks,
+        base=float(probe.base.mean()),
+        left=probe.left,
+        forward_passes=probe.cost.forward,
+        backward_passes=probe.cost.backward,
+        seconds=time.perf_counter() - begun,
+    )
+
+
+@dataclass(frozen=True)
 class Attacked:
     """Images made by an attack and what the verdict says of them.
 
@@ -214,6 +295,11 @@ def attack_tensors(
         raise UserError(f"unknown keep {keep!r}", hint="last or best_loss")
     entry = asking.named(name, norm)
     made = entry.create(**dict(settings) | ({"norm": norm} if norm and _has_norm(entry) else {}))
+    if hasattr(made, "members"):
+        raise UserError(
+            f"{entry.name} is an ensemble and returns no images of its own",
+            hint="rrd eval asks it for verdicts; for images name one of its members",
+        )
     check_eps(eps, made.norm)
     everyone = torch.arange(len(images), device=images.device)
     index = everyone if index is None else index

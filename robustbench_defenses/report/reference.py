@@ -128,7 +128,30 @@ def diagnostics(name: str) -> str:
     return table(["", "name", "looks at"], rows)
 
 
+def fact(key: str) -> Callable[[str], str]:
+    """A block that is one text of the card (`summary`, `source`, `cost`, ...) as a sentence."""
+
+    def block(name: str) -> str:
+        entry = registry.find_any(name)
+        said = {"summary": entry.summary, "source": entry.source} | entry.extra
+        sentence = str(said.get(key, "")).strip().rstrip(".")
+        return f"{sentence[:1].upper()}{sentence[1:]}.\n" if sentence else ""
+
+    return block
+
+
+def text(name: str) -> str:
+    """The docstring of an entry's file, below its first line, as it is written there."""
+    doc = "\n".join(line.rstrip() for line in registry.find_any(name).doc.splitlines())
+    return f"```text\n{doc.strip()}\n```\n"
+
+
 BLOCKS: dict[str, Callable[[str], str]] = {
+    "summary": fact("summary"),
+    "source": fact("source"),
+    "cost": fact("cost"),
+    "differences": fact("differences"),
+    "text": text,
     "parameters": parameters,
     "variants": variants,
     "presets": presets,
@@ -145,27 +168,26 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: int | None
 
 
 def skeleton(entry: registry.Entry) -> str:
-    """A page for a family that has none: every heading, with what the card knows."""
+    """A page for a family that has none: every heading, filled with what the card knows."""
     known = {
-        "What it does": f"{entry.summary}.\n",
-        "Idea": f"{entry.summary}.\n",
-        "Equation": f"```text\n{entry.doc}\n```\n",
-        "Losses": f"```text\n{entry.doc}\n```\n",
-        "Source": f"{entry.source}.\n",
-        "Cost": f"{str(entry.card.get('cost', '')).capitalize()}.\n",
-        "Differences from other libraries": f"{entry.card.get('differences', '')}\n",
-        "Parameters": _blocks_of(entry, "variants", "parameters"),
-        "Training": _blocks_of(entry, "presets"),
+        "What it does": ["summary"],
+        "Idea": ["summary"],
+        "Equation": ["text"],
+        "Losses": ["text"],
+        "Training": ["presets"],
+        "Source": ["source"],
+        "Cost": ["cost"],
+        "Differences from other libraries": ["differences"],
+        "Parameters": [*(["variants"] if entry.variants else []), "parameters"],
     }
     parts = [f"# {entry.name}\n"]
-    parts += [f"## {heading}\n\n{known.get(heading, '')}" for heading in HEADINGS[entry.kind]]
+    for heading in HEADINGS[entry.kind]:
+        blocks = [
+            f"<!-- generated: {kind} {entry.kind}:{entry.name} -->\n<!-- end -->\n"
+            for kind in known.get(heading, [])
+        ]
+        parts += [f"## {heading}\n", *blocks]
     return "\n".join(parts)
-
-
-def _blocks_of(entry: registry.Entry, *kinds: str) -> str:
-    wanted = [kind for kind in kinds if kind != "variants" or entry.variants]
-    name = f"{entry.kind}:{entry.name}"
-    return "\n".join(f"<!-- generated: {kind} {name} -->\n<!-- end -->\n" for kind in wanted)
 
 
 def missing(folder: Path) -> list[tuple[Path, registry.Entry]]:

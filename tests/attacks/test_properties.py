@@ -15,11 +15,13 @@ from robustbench_defenses.engine.craft import craft
 from robustbench_defenses.engine.search import runs_of
 from tests.engine import oracles
 
-ATTACKS = oracles.attacks()
+EVERY = oracles.attacks()
+ENSEMBLES = [name for name in EVERY if hasattr(oracles.build(name), "members")]
+ATTACKS = [name for name in EVERY if name not in ENSEMBLES]
 FIXED = [name for name in ATTACKS if not getattr(oracles.build(name), "minimum", False)]
 NEAREST = [name for name in ATTACKS if name not in FIXED]
 EPS = {"linf": 0.06, "l2": 0.4, "l1": 2.5}
-FEW = {"steps": 8, "n_queries": 100}
+FEW = {"steps": 8, "n_queries": 30}
 
 
 @pytest.fixture(params=ATTACKS)
@@ -48,7 +50,8 @@ def budgets(attack: object) -> tuple[float, ...]:
 
 def test_linear_oracle(fixed: str) -> None:
     """Breaks just above the closed-form distance, never below it."""
-    attack = oracles.build(fixed, n_queries=400)
+    # From a ball of three times the radius APGD may commit itself to a class out of reach.
+    attack = oracles.build(fixed, n_queries=80, large_radius=False)
     model = oracles.Linear((1, 4, 4), 3)
     images = oracles.middle_images(16, (1, 4, 4))
     labels = oracles.predicted(model, images)
@@ -176,8 +179,8 @@ def test_sweep_equals_separate_runs(fixed: str) -> None:
 
 def test_restarts_never_hurt(name: str) -> None:
     model, images, labels = setting(name)
-    one = oracles.build(name, steps=4, n_queries=50, restarts=1)
-    many = oracles.build(name, steps=4, n_queries=50, restarts=4)
+    one = oracles.build(name, steps=4, n_queries=20, restarts=1)
+    many = oracles.build(name, steps=4, n_queries=20, restarts=4)
     eps = (EPS[one.norm],)
     first = oracles.run(one, model, images, labels, eps)
     more = oracles.run(many, model, images, labels, eps)
@@ -185,7 +188,7 @@ def test_restarts_never_hurt(name: str) -> None:
 
 
 def test_targeted_ends_in_the_target(name: str) -> None:
-    attack = oracles.build(name, **FEW)
+    attack = oracles.build(name, **{**FEW, "steps": 20})  # fewer do not settle a minimum norm
     model, images, labels = setting(name)
     target = (labels + 3) % 10
     eps = 4 * EPS[attack.norm]
@@ -279,3 +282,45 @@ def test_per_example_budgets_equal_separate_runs(fixed: str) -> None:
             model, attack, images[i : i + 1], labels[i : i + 1], float(eps[i]), key=keys[i : i + 1]
         )
         torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("ensemble", ENSEMBLES)
+def test_ensemble_is_the_worst_case_over_its_members(ensemble: str) -> None:
+    """What any member breaks alone (with the ensemble's randomness) is broken, and costs less."""
+    attack = oracles.build(ensemble, steps=8, n_queries=40)
+    model, images, labels = setting(ensemble, count=16)
+    labels = labels.clone()
+    labels[:2] = (labels[:2] + 1) % 10
+    grid = budgets(attack)[1:3]
+    outcome = oracles.run(attack, model, images, labels, grid, name="aa")
+    assert (outcome.distance[:2] == 0).all()
+    for position, eps in enumerate(grid):
+        limit = largest_allowed(torch.tensor(eps).double())
+        alone = outcome.distance == 0
+        for name, member in attack.members(10):
+            found = oracles.run(
+                member, model, images, labels, (eps,), name=f"aa.{name}", enough=eps
+            ).distance
+            alone |= found <= limit
+        assert torch.equal(outcome.broken[position], outcome.distance <= limit)
+        assert (outcome.broken[position] | ~alone).all()
+    assert outcome.cost.backward <= attack.passes(10)[1] * len(grid) * 14
+
+
+@pytest.mark.parametrize("ensemble", ENSEMBLES)
+@pytest.mark.parametrize("classes", [2, 3, 4])
+def test_ensembles_work_with_few_classes(ensemble: str, classes: int) -> None:
+    attack = oracles.build(ensemble, steps=4, n_queries=10)
+    model, images, labels = setting(ensemble, count=8, classes=classes)
+    outcome = oracles.run(attack, model, images, labels, budgets(attack)[:1])
+    assert torch.isinf(outcome.distance).any(), "survivors are needed to reach the last member"
+
+
+@pytest.mark.parametrize("ensemble", ENSEMBLES)
+def test_ensembles_do_not_depend_on_the_batch(ensemble: str) -> None:
+    attack = oracles.build(ensemble, steps=6, n_queries=20)
+    model, images, labels = setting(ensemble, count=12)
+    grid = budgets(attack)[:2]
+    whole = oracles.run(attack, model, images, labels, grid)
+    parts = oracles.run(attack, model, images, labels, grid, batch_size=5)
+    torch.testing.assert_close(whole.distance, parts.distance, rtol=1e-9, atol=0)

@@ -1,0 +1,140 @@
+"""DeepFool: its step in closed form, foolbox image by image, bisection, refused successes."""
+
+from __future__ import annotations
+
+import foolbox
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustbench_defenses.attacks.deepfool import BISECTIONS, DeepFool
+from robustbench_defenses.core.norms import distance
+from robustbench_defenses.engine.craft import craft
+from robustbench_defenses.engine.twin import Twin
+from tests.attacks import nets
+from tests.engine import oracles
+
+REFERENCE = {
+    "l2": foolbox.attacks.L2DeepFoolAttack,
+    "linf": foolbox.attacks.LinfDeepFoolAttack,
+}
+NORMS = ["l2", "linf"]
+
+
+def linear() -> tuple[oracles.Linear, Tensor, Tensor]:
+    model = oracles.Linear((1, 4, 4), 5)
+    images = oracles.middle_images(12, (1, 4, 4))
+    return model, images, oracles.predicted(model, images)
+
+
+def correct(count: int) -> tuple[nn.Module, Tensor, Tensor]:
+    """A trained network and images that it classifies correctly."""
+    images, labels = nets.digits("test")
+    model = nets.trained()
+    right = oracles.predicted(model, images) == labels
+    return model, images[right][:count], labels[right][:count]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_one_step_on_a_linear_network(norm: str) -> None:
+    """Linear: the first step ends (1 + overshoot)(d + 1e-4) from the image, over the boundary."""
+    model, images, labels = linear()
+    exact = model.distances(images, labels, norm)
+    outcome = oracles.run(DeepFool(norm=norm, refine=False), model, images, labels, ())
+    torch.testing.assert_close(outcome.distance, 1.02 * (exact + 1e-4), rtol=1e-6, atol=0)
+    assert (outcome.queries == 3).all()  # clean, start, and the point that succeeds
+    assert outcome.cost.backward == 2 * 4 * len(images)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_refine_ends_at_the_boundary(norm: str) -> None:
+    """Ten halvings of a segment that ends 2 % too far: within 0.1 % of the closed form."""
+    model, images, labels = linear()
+    exact = model.distances(images, labels, norm)
+    outcome = oracles.run(DeepFool(norm=norm), model, images, labels, ())
+    assert (outcome.distance >= exact).all()
+    assert (outcome.distance <= exact * 1.0015).all()
+    assert (outcome.queries == 3 + BISECTIONS).all()
+    assert outcome.cost.backward == 2 * 4 * len(images)  # bisections ask for logits only
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_equals_foolbox_image_by_image(norm: str) -> None:
+    model, images, labels = correct(60)
+    attack = DeepFool(norm=norm, refine=False)
+    ours = oracles.run(attack, model, images, labels, ()).distance
+    _, points, success = REFERENCE[norm]()(
+        foolbox.PyTorchModel(model, bounds=(0, 1)), images, labels, epsilons=None
+    )
+    theirs = distance(points, images, norm).masked_fill(~success, torch.inf)
+    assert torch.isfinite(ours).sum() >= torch.isfinite(theirs).sum()
+    both = torch.isfinite(ours) & torch.isfinite(theirs)
+    ratio = (ours / theirs)[both]
+    # A step that just crosses in one float32 arithmetic may need another one in the other.
+    assert ((ratio - 1).abs() < 1e-3).double().mean() >= 0.9
+    assert ratio.median() == pytest.approx(1, abs=1e-4)
+
+
+def test_refine_never_lengthens() -> None:
+    model, images, labels = correct(40)
+    plain = oracles.run(DeepFool(refine=False), model, images, labels, ()).distance
+    refined = oracles.run(DeepFool(), model, images, labels, ()).distance
+    assert (refined <= plain * (1 + 1e-9)).all()
+    assert refined.mean() < plain.mean()
+
+
+def test_goes_on_where_the_verdict_refuses() -> None:
+    """A coarse twin that sees success too early does not end the search."""
+    model, images, labels = linear()
+    exact = model.distances(images, labels, "l2")
+
+    def eager(points: Tensor) -> Tensor:
+        """The true class loses a third of its lead: the boundary seems nearer than it is."""
+        logits = model(points)
+        lead = lacking(model, images, labels)
+        nearest = torch.cdist(points.flatten(1), images.flatten(1)).argmin(1)
+        own = torch.nn.functional.one_hot(labels[nearest], 5)
+        return logits - own * lead[nearest, None] / 3
+
+    # A start far from the boundary, in units of the logit range, is asked of the coarse twin next.
+    twin = Twin(eager, model, autocast=True)
+    attack = Coarse(refine=False, overshoot=0.0)
+    found = oracles.run(attack, model, images, labels, (), twin=twin, deployed=model)
+    assert torch.isfinite(found.distance).all()
+    assert (found.distance >= exact * (1 - 1e-9)).all()
+    assert (found.distance <= exact * 1.06).all()
+
+
+def lacking(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """The lead (N,) of the true class on the clean images."""
+    with torch.no_grad():
+        top = model(images).topk(2, dim=1).values
+    return top[:, 0] - top[:, 1]
+
+
+class Coarse(DeepFool):
+    """Asks for float32 after a refusal only."""
+
+    def fine(self, state: State, rows: Rows) -> Tensor:
+        return state.near & (state.done > 0) & self.refused(state)
+
+    @staticmethod
+    def refused(state: State) -> Tensor:
+        return (state.path != 0).flatten(1).any(1) & (state.points != state.end).flatten(1).any(1)
+
+
+def test_targeted_steps_reach_the_target() -> None:
+    model, images, labels = correct(30)
+    target = (labels + 1) % 10
+    crafted = craft(model, DeepFool(), images, labels, float("inf"), target=target)
+    reached = oracles.predicted(model, crafted) == target
+    assert reached.double().mean() > 0.8
+    untargeted = craft(model, DeepFool(), images, labels, float("inf"))
+    far, near = (distance(points, images, "l2") for points in (crafted, untargeted))
+    assert far[reached].mean() > near[reached].mean()
+
+
+def test_passes_follow_the_candidates() -> None:
+    assert DeepFool(steps=7, refine=False).passes(10) == (7, 63)
+    assert DeepFool(steps=7).passes(4) == (7 + BISECTIONS, 21)
+    assert DeepFool(steps=7, candidates=3, refine=False).passes(100) == (7, 14)

@@ -1,0 +1,422 @@
+"""Defects known from other attack libraries, and strength beside one of them.
+
+Each test holds one way in which a published implementation gave wrong results, changed what it was
+lent, or wasted its budget.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+
+import foolbox
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import robustbench_defenses as rrd
+from robustbench_defenses.core.errors import UserError
+from robustbench_defenses.core.norms import distance, largest_allowed
+from robustbench_defenses.engine.craft import craft
+from tests.attacks import nets
+from tests.engine import oracles
+
+GRADIENT = [
+    name for name in oracles.attacks() if name.split("_")[0] in ("fgsm", "bim", "mim", "pgd")
+]
+EPS = {"linf": 0.12, "l2": 0.8, "l1": 3.0}
+STEPS = 40
+
+
+def test_all_gradient_attacks_are_here() -> None:
+    assert {"fgsm_linf", "fgsm_l2", "bim_linf", "mim_linf", "pgd_linf", "pgd_l2", "pgd_l1"} <= set(
+        GRADIENT
+    )
+
+
+def digits_setting(count: int = 100) -> tuple[nn.Module, Tensor, Tensor]:
+    images, labels = nets.digits("test")
+    return nets.trained(), images[:count], labels[:count]
+
+
+# Wrong results.
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+def test_failures_are_not_reported_as_successes(name: str) -> None:
+    """A subject that nothing can move: success is the clean error, and no image gets worse."""
+    images = oracles.middle_images(12, (1, 3, 3))
+    labels = torch.zeros(12).long()
+    labels[::4] = 3  # clean errors
+    attack = oracles.build(name)
+    out = oracles.run(attack, oracles.Constant(), images, labels, (EPS[attack.norm],))
+    assert torch.isfinite(out.distance).tolist() == (labels == 3).tolist()
+    assert (out.distance[::4] == 0).all()
+    points = craft(oracles.Constant(), attack, images, labels, EPS[attack.norm])
+    limit = largest_allowed(torch.tensor(EPS[attack.norm]).double())
+    assert (distance(points, images, attack.norm) <= limit).all()
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+def test_pixels_at_exactly_0_and_1_can_move(name: str) -> None:
+    net, images, labels = digits_setting()
+    at_bound = (images == 0) | (images == 1)
+    assert at_bound.float().mean() > 0.3
+    attack = oracles.build(name)
+    points = craft(net, attack, images, labels, EPS[attack.norm])
+    moved = ((points != images) & at_bound).flatten(1).any(1)
+    # L1 steps change few pixels.
+    assert moved.float().mean() > (0.3 if attack.norm == "l1" else 0.999)
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_eps_zero_returns_the_image_itself(name: str, dtype: torch.dtype) -> None:
+    """0/0 in a projection gives NaN, which reads as success."""
+    net, images, labels = digits_setting(20)
+    net = net.to(dtype)
+    try:
+        points = craft(net, oracles.build(name), images.to(dtype), labels, 0.0)
+    finally:
+        net.to(torch.float32)
+    assert torch.equal(points, images.to(dtype))
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e4, 1e12])
+def test_nan_is_never_returned(name: str, scale: float) -> None:
+    """Flat, vanishing and saturated losses, and an image whose gradient is zero among others."""
+    net, images, labels = digits_setting(20)
+    images = images.clone()
+    images[3] = 0
+    points = craft(lambda x: scale * net(x), oracles.build(name), images, labels, 0.3)
+    assert torch.isfinite(points).all()
+    assert ((points >= 0) & (points <= 1)).all()
+
+
+def test_saturated_logits_do_not_stop_the_l2_attack() -> None:
+    """Gradients of 1e-20 have a direction: dividing by max(norm, 1e-12) would stand still."""
+    net, images, labels = digits_setting()
+    attack = oracles.build("pgd_l2", steps=20, random_start=False)
+    plain = craft(net, attack, images, labels, EPS["l2"])
+    with torch.no_grad():
+        logits = net(images)
+        gap = logits.gather(1, labels[:, None]) - logits.scatter(
+            1, labels[:, None], -torch.inf
+        ).amax(1, keepdim=True)
+    factor = 45 / gap.clamp_min(1)[:, :, None, None]  # clean gaps of about 45: gradients of 1e-19
+    scaled = craft(
+        lambda x: factor[:, :, 0, 0] * net(x), attack, images, labels, EPS["l2"]
+    )  # fmt: skip
+    with torch.no_grad():
+        clean = (net(plain).argmax(1) == labels).float().mean()
+        saturated = (net(scaled).argmax(1) == labels).float().mean()
+    assert clean < 0.5
+    assert saturated < clean + 0.2
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+def test_batch_mates_change_nothing(name: str) -> None:
+    """Alone, among others, among extreme others: the same image (to float tolerance)."""
+    net, images, labels = digits_setting(16)
+    net, images = net.double(), images.double()
+    attack = oracles.build(name, steps=10)
+    eps = EPS[attack.norm]
+    try:
+        together = craft(net, attack, images, labels, eps)
+        wild = torch.where(torch.arange(16).view(-1, 1, 1, 1) == 0, images, images.round())
+        among = craft(net, attack, wild, labels, eps)
+        alone = craft(net, attack, images[:1], labels[:1], eps)
+    finally:
+        net.float()
+    torch.testing.assert_close(together[:1], alone, rtol=0, atol=1e-9)
+    torch.testing.assert_close(among[:1], alone, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["pgd_linf", "pgd_l2"])
+def test_one_hopeless_image_spoils_nothing(name: str) -> None:
+    """An image that nothing can move among fifty: forty-nine results and one that is open."""
+    net, images, labels = digits_setting(50)
+    base = images[7].clone()
+    attack = oracles.build(name, steps=20)
+    eps = 4 * EPS[attack.norm]
+    with torch.no_grad():
+        labels = net(images).argmax(1)
+
+    def stubborn(points: Tensor) -> Tensor:
+        logits = net(points)
+        near = (points - base).flatten(1).norm(dim=1) < 2.5
+        fixed = 10 * F.one_hot(labels[7:8], 10).to(logits)
+        return torch.where(near[:, None], fixed, logits)
+
+    apart = (images - base).flatten(1).norm(dim=1) > 5.5
+    apart[7] = True
+    out = oracles.run(attack, net, images[apart], labels[apart], (eps,))
+    assert torch.isfinite(out.distance).all()
+    out = oracles.run(attack, stubborn, images[apart], labels[apart], (eps,))
+    open_ones = torch.isinf(out.distance)
+    assert int(open_ones.sum()) == 1
+    assert bool(open_ones[int(apart[:7].sum())])
+
+
+@pytest.mark.parametrize("name", ["bim", "mim_linf", "pgd_linf", "pgd_l2", "pgd_l1", "fgsm_linf"])
+def test_the_last_update_is_scored(name: str) -> None:
+    """One step on a linear subject from the image: only the point after it is wrong."""
+    model = oracles.Linear((1, 4, 4), 2)
+    images = oracles.middle_images(10, (1, 4, 4))
+    labels = oracles.predicted(model, images)
+    attack = oracles.build(name, steps=1, random_start=False, rel_step=1.0, quantile=0.99)
+    exact = model.distances(images, labels, attack.norm)
+    inside = (exact < 0.4).nonzero()[:, 0].tolist()  # one L1 step moves one pixel: not past the box
+    assert len(inside) > 3
+    for i in inside:
+        eps = 1.05 * float(exact[i])
+        out = oracles.run(attack, model, images[i : i + 1], labels[i : i + 1], (eps,))
+        assert torch.isfinite(out.distance).all()
+        assert out.queries.tolist() == [2]  # the clean image and the one start
+
+
+def test_earlier_successes_are_kept() -> None:
+    """Long steps reach the target and leave it again; an iterate in between counts."""
+    net, images, labels = digits_setting(200)
+    attack = oracles.build("pgd_linf", steps=9, rel_step=1.9)
+    target = (labels + 1) % 10
+    points = craft(net, attack, images, labels, 0.25, target=target)
+    with torch.no_grad():
+        right = net(images).argmax(1) == labels
+        last = right & (net(points).argmax(1) == target)
+    out = oracles.run(attack, net, images, labels, (0.25,), name="craft", target=target)
+    every = torch.isfinite(out.distance) & right
+    assert bool((every | ~last).all())
+    assert int(every.sum()) > 1.2 * int(last.sum()) > 0
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+def test_curves_fall(name: str) -> None:
+    net, images, labels = digits_setting()
+    attack = oracles.build(name, steps=3)
+    grid = tuple(EPS[attack.norm] * k / 4 for k in range(1, 9))
+    out = oracles.run(attack, net, images, labels, grid)
+    accuracy = [float((out.distance > eps * (1 + 1e-6)).float().mean()) for eps in grid]
+    assert accuracy == sorted(accuracy, reverse=True)
+    assert (out.distance[torch.isfinite(out.distance)] <= grid[-1] * (1 + 1e-6) + 1e-7).all()
+
+
+def test_nan_logits_are_told_not_counted() -> None:
+    net, images, labels = digits_setting(20)
+
+    def sick(points: Tensor) -> Tensor:
+        logits = net(points)
+        return torch.where(points.flatten(1).mean(1, keepdim=True) > 0.33, torch.nan, logits)
+
+    with pytest.raises(UserError, match="NaN for test image"):
+        rrd.attack(sick, images, labels, "pgd", eps=0.1)
+    with pytest.raises(UserError, match="NaN for test image"):
+        oracles.run(oracles.build("pgd_linf", steps=5), sick, images, labels, (0.1,))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: 255 * x, r"\[0, 1\]"),
+        (lambda x: 2 * x - 1, r"\[0, 1\]"),
+        (lambda x: x.masked_fill(x == x.max(), torch.nan), r"\[0, 1\]"),
+        (lambda x: (255 * x).to(torch.uint8), "not float"),
+    ],
+)
+def test_the_range_of_images_is_checked(change: object, message: str) -> None:
+    net, images, labels = digits_setting(8)
+    with pytest.raises(UserError, match=message):
+        rrd.attack(net, change(images), labels, "pgd", eps=0.1)  # type: ignore[operator]
+
+
+def test_files_of_the_wrong_range_are_refused(tmp_path: object) -> None:
+    net, images, labels = digits_setting(8)
+    for name, wrong in (("levels", 255 * images), ("centred", images - 0.5)):
+        np.savez(f"{tmp_path}/{name}.npz", images=wrong.numpy(), labels=labels.numpy())
+        with pytest.raises(UserError, match="not 0 to 1"):
+            rrd.evaluate(
+                net, "pgd", dataset=f"npz:{tmp_path}/{name}.npz", eps=0.1, results=f"{tmp_path}/r"
+            )
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+@pytest.mark.parametrize("steps", [1, 2])
+def test_few_steps_are_no_special_case(name: str, steps: int) -> None:
+    net, images, labels = digits_setting(10)
+    attack = oracles.build(name, steps=steps)
+    out = oracles.run(attack, net, images, labels, (EPS[attack.norm],))
+    assert int(out.queries.max()) <= 1 + steps
+    assert out.cost.backward > 0
+
+
+# Side effects.
+
+
+def test_evaluation_leaves_the_subject_as_it_was(tmp_path: object) -> None:
+    """Mode of each part, buffers, gradients, flags, and three global random states."""
+    _, images, labels = digits_setting(30)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4), nn.Dropout(0.5),
+            nn.Flatten(), nn.Linear(144, 10),
+        )  # fmt: skip
+    net.train()
+    net[1].eval()  # frozen by the user
+    net[0].weight.requires_grad_(False)
+    net[6].weight.grad = torch.full_like(net[6].weight, 0.5)
+    np.savez(f"{tmp_path}/d.npz", images=images.numpy(), labels=labels.numpy(), classes=10)
+    state = {key: value.clone() for key, value in net.state_dict().items()}
+    modes = [part.training for part in net.modules()]
+    flags = [weight.requires_grad for weight in net.parameters()]
+    randoms = torch.random.get_rng_state(), random.getstate(), repr(np.random.get_state())
+
+    def same() -> None:
+        assert all(torch.equal(value, net.state_dict()[key]) for key, value in state.items())
+        assert modes == [part.training for part in net.modules()]
+        assert flags == [weight.requires_grad for weight in net.parameters()]
+        assert torch.equal(net[6].weight.grad, torch.full_like(net[6].weight, 0.5))
+        others = [weight for weight in net.parameters() if weight is not net[6].weight]
+        assert all(weight.grad is None for weight in others)
+        assert torch.equal(randoms[0], torch.random.get_rng_state())
+        assert randoms[1:] == (random.getstate(), repr(np.random.get_state()))
+
+    for name in ("fgsm", "pgd", "mim"):
+        options = {
+            "dataset": f"npz:{tmp_path}/d.npz",
+            "eps": [0.1, 0.2],
+            "results": f"{tmp_path}/r",
+        }
+        rrd.evaluate(net, name, threads=torch.get_num_threads(), **options)
+        same()
+        rrd.attack(net, images, labels, name, eps=0.1)
+        same()
+    bias = net[6].bias.data.clone()
+    net[6].bias.data[0] = torch.nan
+    with pytest.raises(UserError, match="NaN"):
+        rrd.attack(net, images, labels, "pgd", eps=0.1)
+    net[6].bias.data.copy_(bias)
+    same()
+
+
+# Waste.
+
+
+def test_broken_images_cost_nothing_more() -> None:
+    """A budget that breaks everything needs a few of the 40 passes; survivors need all 40."""
+    net, images, labels = digits_setting(200)
+    out = oracles.run(oracles.build("pgd_linf", steps=STEPS), net, images, labels, (0.5,))
+    assert torch.isfinite(out.distance).all()
+    assert out.cost.backward / len(labels) < 10
+    strong = oracles.run(oracles.build("pgd_linf", steps=STEPS), net, images, labels, (0.01,))
+    survivors = torch.isinf(strong.distance)
+    assert survivors.float().mean() > 0.8
+    assert (strong.queries[survivors] == 1 + STEPS).all()
+
+
+def test_restarts_attack_survivors_only() -> None:
+    net, images, labels = digits_setting(200)
+    one = oracles.run(oracles.build("pgd_linf", steps=10), net, images, labels, (0.1,))
+    five = oracles.run(
+        oracles.build("pgd_linf", steps=10, restarts=5), net, images, labels, (0.1,), batch_size=8
+    )
+    left = int(torch.isinf(one.distance).sum())
+    assert 0 < left < 200
+    first = one.cost.backward
+    assert five.cost.backward <= first + left * 4 * 10 + 8 * 10  # at most a batch of speculation
+
+
+# Strength.
+
+
+def robust(
+    name: str, net: nn.Module, images: Tensor, labels: Tensor, eps: float, precision: str = "fp32",
+    **settings: object,
+) -> float:  # fmt: skip
+    """Our robust accuracy."""
+    attack = oracles.build(name, steps=STEPS, **settings)
+    out = oracles.run(attack, net, images, labels, (eps,), precision=precision, name=name)
+    return float(torch.isinf(out.distance).double().mean())
+
+
+@functools.cache
+def everything() -> tuple[Tensor, Tensor]:
+    """All 1,797 digits: chance between two random starts is then a third of a point."""
+    parts = [nets.digits(split) for split in ("train", "test")]
+    return torch.cat([parts[0][0], parts[1][0]]), torch.cat([parts[0][1], parts[1][1]])
+
+
+@functools.cache
+def foolbox_points(kind: str, training: float, eps: float, random_start: bool) -> Tensor:
+    """What foolbox makes of all digits with our steps and step sizes: its last iterates."""
+    make = getattr(foolbox.attacks, kind)
+    attack = make(rel_stepsize=2.5 / STEPS, steps=STEPS, random_start=random_start)
+    net = nets.trained(eps=training)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        _, points, _ = attack(foolbox.PyTorchModel(net, bounds=(0, 1)), *everything(), epsilons=eps)
+    net.zero_grad(set_to_none=True)  # foolbox leaves gradients in the weights
+    return points.detach()
+
+
+def surviving(net: nn.Module, images: Tensor, points: Tensor, labels: Tensor) -> float:
+    with torch.no_grad():
+        right = (net(images).argmax(1) == labels) & (net(points).argmax(1) == labels)
+    return float(right.double().mean())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("training", [0.0, 0.1])
+@pytest.mark.parametrize("random_start", [False, True])
+@pytest.mark.parametrize(("norm", "kind"), [("linf", "LinfPGD"), ("l2", "L2PGD")])
+def test_at_least_as_strong_as_foolbox(
+    norm: str, kind: str, random_start: bool, training: float, precision: str
+) -> None:
+    """Natural and adversarially trained, equal steps: at most half a point above foolbox."""
+    images, labels = everything()
+    net, eps = nets.trained(eps=training), EPS[norm]
+    points = foolbox_points(kind, training, eps, random_start)
+    theirs = surviving(net, images, points, labels)
+    name = f"pgd_{norm}"
+    ours = robust(name, net, images, labels, eps, precision, random_start=random_start)
+    assert 0.05 < theirs < 0.95  # the budget breaks some and leaves some
+    assert ours <= theirs + 0.005
+
+
+def test_l1_attack_beats_scaled_gradients() -> None:
+    """foolbox steps along g / ||g||_1 and rescales instead of projecting onto the L1 ball."""
+    images, labels = everything()
+    net = nets.trained()
+    theirs = surviving(net, images, foolbox_points("L1PGD", 0.0, EPS["l1"], True), labels)
+    assert robust("pgd_l1", net, images[-360:], labels[-360:], EPS["l1"]) < theirs - 0.1
+
+
+@pytest.mark.parametrize("eps", [0.0025, 0.005, 2 / 255])
+def test_tiny_budgets_survive_bf16(eps: float) -> None:
+    """Bright images, where bf16 cannot tell steps of 1/255 apart, nearest to the boundary."""
+    images, _ = everything()
+    net = nets.trained()
+    bright = 0.5 + images / 2
+    with torch.no_grad():
+        top = net(bright).topk(2, dim=1).values
+    near = bright[(top[:, 0] - top[:, 1]).argsort()[:200]]
+    labels = oracles.predicted(net, near)
+    exact = robust("pgd_linf", net, near, labels, eps)
+    coarse = robust("pgd_linf", net, near, labels, eps, "bf16")
+    assert 0 < exact < 1
+    assert coarse <= exact + 1.5 / 200
+
+
+@pytest.mark.parametrize(("norm", "kind"), [("linf", "LinfPGD"), ("l2", "L2PGD")])
+def test_images_transfer_as_often_as_foolboxes(norm: str, kind: str) -> None:
+    """Image runs return last iterates: first-broken ones would hardly transfer."""
+    images, labels = everything()
+    source, other, eps = nets.trained(seed=0), nets.trained(seed=1), EPS[norm]
+    attack = oracles.build(f"pgd_{norm}", steps=STEPS)
+    ours = surviving(other, images, craft(source, attack, images, labels, eps), labels)
+    theirs = surviving(other, images, foolbox_points(kind, 0.0, eps, True), labels)
+    assert ours == pytest.approx(theirs, abs=0.01)
+    assert theirs < surviving(other, images, images, labels) - 0.1

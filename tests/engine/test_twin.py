@@ -1,0 +1,396 @@
+"""The search twin: cheap, close to the original, and never a change to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustbench_defenses.core.view import View
+from robustbench_defenses.engine import twin as twins
+from robustbench_defenses.engine.twin import (
+    ExactFirst,
+    Float32First,
+    Twin,
+    search_twin,
+    smallest_margin,
+)
+
+SIZE = (1, 12, 12)
+
+
+def images(count: int = 16, shape: tuple[int, ...] = SIZE, seed: int = 0) -> Tensor:
+    return torch.rand(count, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def network(channels: int = 1, seed: int = 0) -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = nn.Sequential(
+            nn.Conv2d(channels, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 3, stride=2),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(8 * 5 * 5, 10),
+        )
+    return net.eval()
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    """Length of the difference, as a share of the length of `b`."""
+    a, b = a.detach().double(), b.detach().double()
+    return float((a - b).norm() / b.norm())
+
+
+def gradient(call: Any, points: Tensor, weight: Tensor) -> Tensor:
+    points = points.clone().requires_grad_()
+    return torch.autograd.grad((call(points).float() * weight).sum(), points)[0]
+
+
+# Which twin a subject gets.
+
+
+def test_a_network_gets_a_bf16_twin_where_that_was_asked_for() -> None:
+    net, x = network(), images()
+    for precision, autocast in (("bf16", True), ("fp32", False), ("tf32", False)):
+        twin = search_twin(View("v", net), x, precision)
+        assert twin.autocast is autocast
+        assert twin.coarse is not net
+        assert twin.fine is not net
+        assert (twin.coarse is twin.fine) is not autocast
+
+
+def test_float32_answers_are_the_networks_own() -> None:
+    net, x = network(), images()
+    twin = search_twin(View("v", net), x, "bf16")
+    torch.testing.assert_close(twin(x, fine=True), net(x), rtol=1e-4, atol=1e-5)
+    coarse = twin(x)
+    assert coarse.dtype == torch.float32
+    assert 1e-6 < relative(coarse, net(x)) < 0.02
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_other_types_of_images_are_searched_as_they_are(dtype: torch.dtype) -> None:
+    net = network().to(dtype)
+    x = images().to(dtype)
+    twin = search_twin(View("v", net), x, "bf16")
+    assert not twin.autocast
+    assert twin(x).dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+class Explosive(nn.Module):
+    """A difference that bf16 cannot see, made large: its bf16 logits are nonsense."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(144, 1, bias=False), nn.Linear(1, 1, bias=False)
+        self.first.weight.data = torch.ones(1, 144)
+        self.second.weight.data = torch.ones(1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = self.first(x.flatten(1))
+        return torch.cat([1e4 * (self.second(total) - total + 1e-3), 0 * total], 1)
+
+
+class Rounding(nn.Module):
+    """Casts to bf16 by itself where autocast is on, and is right only where it is off."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        sign = -1.0 if torch.is_autocast_enabled("cpu") else 1.0
+        return sign * torch.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], 1)
+
+
+@pytest.mark.parametrize("net", [Explosive(), Rounding()])
+def test_bf16_is_used_only_where_it_stays_close(net: nn.Module) -> None:
+    twin = search_twin(View("v", net), images(), "bf16")
+    assert not twin.autocast
+    torch.testing.assert_close(twin(images()), net(images()), rtol=1e-3, atol=2.0)
+
+
+def test_the_limit_of_closeness_is_the_one_declared(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = network(), images()
+    exact, coarse = net(x).detach(), search_twin(View("v", net), x, "bf16")(x)
+    spread = exact.amax(1) - exact.amin(1)
+    median = float(((coarse - exact).abs().amax(1) / spread).median())
+    monkeypatch.setattr(twins, "LARGEST_DEVIATION", median * 1.01)
+    assert search_twin(View("v", net), x, "bf16").autocast
+    monkeypatch.setattr(twins, "LARGEST_DEVIATION", median * 0.99)
+    assert not search_twin(View("v", net), x, "bf16").autocast
+
+
+class Uncopyable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(144, 3)
+
+    def __deepcopy__(self, memo: object) -> nn.Module:
+        raise RuntimeError("not this one")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.flatten(1))
+
+
+class OnlyUnderFloat32(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_autocast_enabled("cpu"):
+            raise TypeError("no autocast here")
+        return x.flatten(1)[:, :3]
+
+
+def test_what_cannot_be_copied_is_searched_itself() -> None:
+    net = Uncopyable()
+    twin = search_twin(View("v", net), images(), "bf16")
+    assert twin.coarse is twin.fine is net
+    assert not twin.autocast
+    assert torch.equal(twin(images()), net(images()))
+    assert net.layer.weight.requires_grad
+
+
+def test_what_fails_under_bf16_is_searched_in_float32() -> None:
+    twin = search_twin(View("v", OnlyUnderFloat32()), images(), "bf16")
+    assert not twin.autocast
+    assert twin(images()).shape == (16, 3)
+
+
+def test_a_bare_callable_is_searched_as_it_is() -> None:
+    net = network()
+    call = lambda x: net(x)  # noqa: E731
+    twin = search_twin(View("v", call), images(), "bf16")
+    assert twin == Twin(call, call, autocast=False)
+
+
+# The original.
+
+
+def test_the_original_is_not_touched() -> None:
+    net = network().train()
+    net[3].eval()
+    net[0].weight.requires_grad_(False)
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    modes = [part.training for part in net.modules()]
+    flags = [weight.requires_grad for weight in net.parameters()]
+    layouts = [weight.stride() for weight in net.parameters()]
+    hooks = [len(part._forward_pre_hooks) for part in net.modules()]
+    twin = search_twin(View("v", net), images(), "bf16")
+    gradient(twin, images(), torch.ones(16, 10))
+    after = net.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in state.items())
+    assert all(value.dtype == after[name].dtype for name, value in state.items())
+    assert modes == [part.training for part in net.modules()]
+    assert flags == [weight.requires_grad for weight in net.parameters()]
+    assert layouts == [weight.stride() for weight in net.parameters()]
+    assert hooks == [len(part._forward_pre_hooks) for part in net.modules()]
+    assert all(weight.grad is None for weight in net.parameters())
+
+
+def test_the_twin_is_frozen_and_in_evaluation_mode() -> None:
+    twin = search_twin(View("v", network().train()), images(), "bf16")
+    for copy in (twin.coarse, twin.fine):
+        assert isinstance(copy, nn.Module)
+        assert not any(part.training for part in copy.modules())
+        assert not any(weight.requires_grad for weight in copy.parameters())
+        assert not any(part._forward_pre_hooks for part in copy.modules())
+
+
+def test_changing_the_original_does_not_change_the_twin() -> None:
+    net, x = network(), images()
+    twin = search_twin(View("v", net), x, "bf16")
+    before = twin(x), twin(x, fine=True)
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight.zero_()
+    assert torch.equal(twin(x), before[0])
+    assert torch.equal(twin(x, fine=True), before[1])
+
+
+# How it is asked.
+
+
+def test_images_arrive_channels_last() -> None:
+    seen = []
+
+    def call(x: Tensor) -> Tensor:
+        seen.append(x.is_contiguous(memory_format=torch.channels_last))
+        return x.flatten(1)[:, :2]
+
+    twin = Twin(call, call, autocast=False)
+    picked = images(6, (3, 5, 5)).contiguous(memory_format=torch.channels_last)
+    twin(picked.index_select(0, torch.tensor([1, 4])))  # loses the layout
+    twin(images(2, (3, 5, 5)))
+    assert seen == [True, True]
+
+
+def test_images_that_are_no_images_are_passed_on() -> None:
+    twin = Twin(lambda x: x[:, :2], lambda x: x[:, :2], autocast=False)
+    assert torch.equal(twin(torch.eye(4)), torch.eye(4)[:, :2])
+
+
+def test_weights_are_cast_once() -> None:
+    twin = search_twin(View("v", network()), images(), "bf16")
+    assert isinstance(twin.coarse, nn.Sequential)
+    assert isinstance(twin.coarse[0], ExactFirst)
+    assert twin.coarse[3].weight.dtype == torch.bfloat16
+    assert twin.coarse[3].bias.dtype == torch.bfloat16
+    assert twin.coarse[6].weight.dtype == torch.bfloat16
+    assert twin.coarse[1].weight.dtype == torch.float32  # statistics stay exact
+    assert all(weight.dtype == torch.float32 for weight in twin.fine.parameters())
+
+
+def test_weights_of_convolutions_are_channels_last() -> None:
+    twin = search_twin(View("v", network(3)), images(4, (3, 12, 12)), "fp32")
+    weight = twin.fine[3].weight  # type: ignore[index]
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+class Own(nn.Linear):
+    """A subclass that uses its weight in a way of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float() @ self.weight.float().T
+
+
+def test_subclasses_of_layers_keep_their_weights() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), Own(200, 4))
+    twin = search_twin(View("v", net), images(), "bf16")
+    assert twin.autocast
+    assert twin.coarse[2].weight.dtype == torch.float32  # type: ignore[index]
+
+
+# The first layer.
+
+CONVOLUTIONS = [
+    {"kernel_size": 3},
+    {"kernel_size": 3, "padding": 1},
+    {"kernel_size": 5, "stride": 2, "padding": 2},
+    {"kernel_size": (2, 3), "stride": (1, 2), "padding": (0, 1)},
+    {"kernel_size": 3, "dilation": 2, "padding": 2},
+    {"kernel_size": 3, "stride": 3, "padding": 1, "bias": False},
+    {"kernel_size": 1},
+    {"kernel_size": 12},
+    {"kernel_size": 7, "padding": 3, "stride": 2},  # more columns than the shifted sums take
+    {"kernel_size": 3, "groups": 3},
+    {"kernel_size": 3, "padding": "same"},
+    {"kernel_size": 3, "padding": 1, "padding_mode": "reflect"},
+]
+
+
+def first_layers() -> list[tuple[str, nn.Module]]:
+    """Subjects of three channels that begin with another layer each."""
+    found = []
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for options in CONVOLUTIONS:
+            named = ", ".join(f"{key}={value}" for key, value in options.items())
+            found.append((named, nn.Sequential(nn.Conv2d(3, 6, **options), nn.Flatten())))
+        found.append(("linear", nn.Sequential(nn.Flatten(), nn.Linear(432, 20))))
+    return found
+
+
+LAYERS = first_layers()
+
+
+@pytest.mark.parametrize("net", [net for _, net in LAYERS], ids=[name for name, _ in LAYERS])
+def test_the_first_layer_is_exact_forward_and_close_backward(net: nn.Module) -> None:
+    x = images(8, (3, 12, 12))
+    coarse = twins._bf16_copy(twins._frozen_copy(net), x)
+    kinds = [type(part) for part in coarse.modules()]
+    assert (ExactFirst in kinds) != (Float32First in kinds)
+    twin = Twin(coarse, net, autocast=True)
+    exact = net(x).detach()
+    assert relative(twin(x), exact) < 4e-3  # outputs are rounded to bf16, inputs are not
+    weight = torch.randn(exact.shape, generator=torch.Generator().manual_seed(1))
+    expected = gradient(net, x, weight)
+    found = gradient(twin, x, weight)
+    assert found.shape == x.shape
+    assert found.dtype == torch.float32
+    assert relative(found, expected) < 1e-2
+    assert ((found == 0) == (expected == 0)).float().mean() > 0.999  # pixels no kernel touches
+
+
+@pytest.mark.parametrize("kind", ["conv", "linear"])
+def test_steps_that_bf16_rounds_away_are_seen(kind: str) -> None:
+    """0.999 is 1 in bf16: an ordinary first layer would see no step at all."""
+    layer = nn.Conv2d(1, 4, 3, bias=False) if kind == "conv" else nn.Linear(144, 4, bias=False)
+    generator = torch.Generator().manual_seed(0)
+    layer.weight.data = torch.randn(layer.weight.shape, generator=generator) * 0.1
+    layer.weight.data -= (
+        layer.weight.data.flatten(1).mean(1).view(-1, *[1] * (layer.weight.dim() - 1))
+    )
+    net = (
+        nn.Sequential(nn.Flatten(), layer)
+        if kind == "linear"
+        else nn.Sequential(layer, nn.Flatten())
+    )
+    white = torch.ones(1, 1, 12, 12)
+    chosen = torch.rand(white.shape, generator=generator) < 0.5
+    stepped = torch.where(chosen, 0.999, 1.0)
+    assert torch.equal(stepped.to(torch.bfloat16), white.to(torch.bfloat16))
+    twin = Twin(twins._bf16_copy(twins._frozen_copy(net), white), net, autocast=True)
+    exact = (net(stepped) - net(white)).detach()
+    assert relative(twin(stepped) - twin(white), exact) < 0.05
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ordinary = net(stepped) - net(white)
+    assert relative(ordinary, exact) == 1
+
+
+def test_the_order_of_running_decides_which_layer_is_first() -> None:
+    class Backwards(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(4, 2)
+            self.first = nn.Conv2d(1, 4, 12)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.first(x).flatten(1))
+
+    twin = search_twin(View("v", Backwards().eval()), images(), "bf16")
+    assert twin.autocast
+    assert isinstance(twin.coarse.first, ExactFirst)  # type: ignore[attr-defined]
+    assert twin.coarse.last.weight.dtype == torch.bfloat16  # type: ignore[attr-defined]
+
+
+def test_a_module_that_is_its_own_first_layer() -> None:
+    class Votes(nn.Linear):
+        pass
+
+    for net in (nn.Conv2d(1, 3, 12), nn.Linear(12, 3), Votes(12, 3), nn.Flatten()):
+        twin = search_twin(View("v", net), images(), "bf16")
+        torch.testing.assert_close(
+            twin(images()).float(), net(images()).detach(), rtol=0.05, atol=0.05
+        )
+
+
+def test_search_gradients_follow_float32() -> None:
+    """Through a whole network: the sign that PGD uses agrees on nearly all of the gradient."""
+    net, x = network(), images(32)
+    twin = search_twin(View("v", net), x, "bf16")
+    weight = torch.randn(32, 10, generator=torch.Generator().manual_seed(1))
+    coarse, exact = gradient(twin, x, weight), gradient(net, x, weight)
+    agree = (coarse.sign() == exact.sign()).float()
+    share = (agree * exact.abs()).sum() / exact.abs().sum()
+    assert share > 0.98
+
+
+# Margins.
+
+
+def test_smallest_margin() -> None:
+    logits = torch.tensor([[4.0, 3.0, 0.0], [1.0, 3.0, -1.0], [2.0, 2.0, 2.0], [0.0, 1.0, 5.0]])
+    labels = torch.tensor([0, 0, 0, 2])
+    none = torch.full((4,), -1)
+    expected = [1 / 4, -2 / 4, 0.0, 4 / 5]
+    assert smallest_margin(logits, labels, none).tolist() == pytest.approx(expected)
+    target = torch.tensor([1, 1, 1, 0])
+    expected = [1 / 4, -2 / 4, 0.0, 5 / 5]  # how far from *being* the target
+    assert smallest_margin(logits, labels, target).tolist() == pytest.approx(expected)
+
+
+def test_margins_do_not_see_shift_and_scale() -> None:
+    logits = torch.randn(20, 5, generator=torch.Generator().manual_seed(0))
+    labels, none = torch.arange(20) % 5, torch.full((20,), -1)
+    plain = smallest_margin(logits, labels, none)
+    torch.testing.assert_close(plain, smallest_margin(7 * logits - 3, labels, none))
