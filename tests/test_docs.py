@@ -250,7 +250,8 @@ def run_command(words: list[str], dataset: str, capsys: pytest.CaptureFixture[st
     capsys.readouterr()
     code = main(cheaply(words[1:], dataset))
     printed = capsys.readouterr()
-    assert code == 0, f"{shlex.join(words)}\n{printed.err}"
+    # A diagnosis may find something: that is an answer too.
+    assert code in ((0, 1) if "--diagnose" in words else (0,)), f"{words}\n{printed.err}"
     assert printed.out.strip()
     if target is not None:
         target.write_text(printed.out)
@@ -342,14 +343,12 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in {head.lower().replace(" ", "-") for head in heads}
 
 
-def test_results_of_the_readme_are_those_of_the_stored_results() -> None:
+def test_readme_shows_stored_results() -> None:
+    """Its table is generated (so fresh, see above), from results that lie where it says."""
     page = README.read_text(encoding="utf-8")
-    source = reference.results_source(page)
-    if source is None:
-        block = page.partition("<!-- results:begin -->\n")[2].partition("<!-- results:end -->")[0]
-        assert block == reference.PLACEHOLDER
-    else:
-        assert reference.with_results(page, str(ROOT / source)).replace(f"{ROOT}/", "") == page
+    block = page.partition("<!-- results:begin -->\n")[2].partition("<!-- results:end -->")[0]
+    (source,) = re.findall(r"<!-- generated: results (\S+) \w+ -->", block)
+    assert f"]({source})" in block
 
 
 def test_what_readme_calls_missing_is_missing() -> None:

@@ -129,7 +129,7 @@ def command(
         eps=budget,
         dataset=dataset,
         norm=norm,
-        n=100 if count is None else count,
+        n=count,
         settings=chosen,
         targeted=targeted,
         keep=keep,

@@ -101,16 +101,17 @@ def _table(checked: list[Checked]) -> None:
         where = "clean" if one.eps == 0 else f"@ {one.eps:g}"
         flipped = len(one.worse) + len(one.better)
         says = "MOVED" if not one.holds else "holds" if flipped else "same"
+        verdict = f"{says}, {flipped} of {one.stored.n}" if flipped else says
         rows.append(
             [
                 one.stored.subject.id,
                 one.stored.attack.name,
+                verdict,
                 f"{100 * one.before:.1f} % {where}",
-                f"{100 * one.now:.1f} % {where}",
-                f"{says}, {flipped} of {one.stored.n} flipped",
+                f"{100 * one.now:.1f} %",
             ]
         )
-    print_table(["checkpoint", "attack", "stored", "now", "verdict"], rows)
+    print_table(["checkpoint", "attack", "verdict", "stored", "now"], rows)
     for one in checked:
         for title, numbers in (("no longer hold", one.worse), ("now hold", one.better)):
             if numbers:

@@ -33,6 +33,7 @@ from .schema import Diagnostic
 from .subject import Subject, resolve
 
 DEFAULT_N = 1000
+DEFAULT_IMAGES = 100
 
 
 def _dataset_of(subject: Subject, dataset: str | None) -> str:
@@ -399,7 +400,7 @@ def attack_images(
     eps: float | None = None,
     dataset: str | None = None,
     norm: str | None = None,
-    n: int = 100,
+    n: int | None = None,
     settings: Mapping[str, object] | None = None,
     targeted: bool = False,
     keep: str = "last",
@@ -415,13 +416,15 @@ def attack_images(
 ) -> Images:
     """Adversarial images of one run of an attack at one budget: the last iterate of every example.
 
-    `keep`: `last` or `best_loss`; `eps` None: the middle of the published grid. Nobody leaves
-    early; misclassified clean images are attacked too.
+    `n` None: at most 100, -1: all; `keep`: `last` or `best_loss`; `eps` None: the middle of the
+    published grid. Nobody leaves early; misclassified clean images are attacked too.
     """
     with _threads_kept():
         here = machine(device, "fp32", threads)
         target = resolve(subject, results_dir, here.device)
         chosen = _examples(target, dataset, n, subset, data_dir, here.device)
+        if n is None:
+            chosen = chosen.head(DEFAULT_IMAGES)
     question = asking.ask(
         attack, chosen.info, norm=norm, settings=settings, eps=eps, targeted=targeted
     )

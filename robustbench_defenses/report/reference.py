@@ -1,17 +1,16 @@
 """The generated parts of the documentation: tables from the registry and from stored results.
 
     python -m robustbench_defenses.report.reference docs README.md
-    python -m robustbench_defenses.report.reference --results results/mnist README.md
 
-The first form rewrites every block of the named pages (of all pages of a named folder):
+rewrites every block of the named pages (of all pages of a named folder),
 
     <!-- generated: parameters attack:pgd -->
     ...
     <!-- end -->
 
 and, in a folder with `attacks/` or `defenses/`, adds a page for each registered family that has
-none. The second form fills the block between `<!-- results:begin -->` and `<!-- results:end -->`
-with a table of stored results. `--check` writes nothing and fails where a page would change.
+none. `--check` writes nothing and fails where a page would change. A table of stored results is
+`generated: results FOLDER ATTACK`, the folder seen from the page.
 """
 
 from __future__ import annotations
@@ -26,10 +25,7 @@ from ..core.errors import UserError
 from ..core.files import write_text
 from ..core.settings import Param, shown
 
-_BLOCK = re.compile(r"(<!-- generated: (\w+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-_RESULTS = re.compile(r"(<!-- results:begin -->\n).*?(<!-- results:end -->)", re.DOTALL)
-_SOURCE = re.compile(r"^<!-- from: (.+) -->$", re.MULTILINE)
-PLACEHOLDER = "No results yet.\n"
+_BLOCK = re.compile(r"(<!-- generated: (\w+) (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 PAGES = {"attack": "attacks", "defense": "defenses"}
 HEADINGS = {
     "attack": (
@@ -54,16 +50,18 @@ HEADINGS = {
 }
 
 
-def refreshed(page: str) -> str:
-    """The text of a page with every generated block made anew.
+def refreshed(page: str, folder: Path) -> str:
+    """The text of a page that lies in `folder`, with every generated block made anew.
 
     An unknown kind of block, or a name that is not registered, is a `UserError`.
     """
 
     def fresh(match: re.Match[str]) -> str:
         kind, name = match[2], match[3]
+        if kind == "results":
+            return f"{match[1]}{results(name, folder)}{match[4]}"
         if kind not in BLOCKS:
-            raise UserError(f"unknown block {kind!r}", hint=f"one of {', '.join(BLOCKS)}")
+            raise UserError(f"unknown block {kind!r}", hint=f"one of results, {', '.join(BLOCKS)}")
         return f"{match[1]}{BLOCKS[kind](name)}{match[4]}"
 
     return _BLOCK.sub(fresh, page)
@@ -128,6 +126,14 @@ def diagnostics(name: str) -> str:
     return table(["", "name", "looks at"], rows)
 
 
+def battery(name: str) -> str:
+    """A list of the checks of `--diagnose` (`name` is of no meaning)."""
+    from ..evaluation.battery import CHECKS
+
+    titles = [str(function.__doc__).splitlines()[0].strip().rstrip(".") for function in CHECKS]
+    return "".join(f"- {title}\n" for title in titles)
+
+
 def fact(key: str) -> Callable[[str], str]:
     """A block that is one text of the card (`summary`, `source`, `cost`, ...) as a sentence."""
 
@@ -157,6 +163,7 @@ BLOCKS: dict[str, Callable[[str], str]] = {
     "presets": presets,
     "entries": entries,
     "diagnostics": diagnostics,
+    "battery": battery,
 }
 
 
@@ -202,60 +209,44 @@ def missing(folder: Path) -> list[tuple[Path, registry.Entry]]:
     ]
 
 
-def results(folder: str) -> str:
-    """The results block's content: one table per data set and norm, and how it was made.
+def results(name: str, folder: Path) -> str:
+    """A table of the stored sweeps of one attack: `name` is "FOLDER ATTACK", seen from `folder`.
 
-    `folder`: as `rrd report` takes it. One row per subject and attack, the most robust first.
+    One row per subject, the most robust first. Where the folder holds several sweeps of a subject
+    under that attack, each has a row.
     """
     from .panels import panels
     from .select import select
-    from .text import NORM_NAMES, count, eps_labels, percent
+    from .text import count, eps_labels, percent
 
-    parts = [f"<!-- from: {folder} -->\n"]
-    for panel in panels(select([folder], Path("results"), warn=_refuse)):
+    where, _, attack = name.partition(" ")
+    stored = select([str(folder / where)], folder, warn=_refuse)
+    chosen = [one for one in stored if one.result.attack.name == attack and one.result.auc]
+    parts = []
+    for panel in panels(chosen):
+        lines = [line for line in panel.lines if not line.worst]
         grid = panel.grid()
-        heads = ["defense", "network", "preset", "attack", "n", "clean"]
-        heads += [*eps_labels(grid), "AUC"]
         rows = []
-        for best in panel.best_first():
-            for line in panel.of(best.subject):
-                result, subject = line.result, line.result.subject
-                at = {point.eps: point.robust_accuracy for point in result.curve}
-                names = [
-                    subject.defense or subject.name,
+        for line in sorted(lines, key=lambda line: -(line.result.auc or 0)):
+            result, subject = line.result, line.result.subject
+            at = {point.eps: point.robust_accuracy for point in result.curve}
+            rows.append(
+                [
+                    f"{subject.defense or subject.name}{' !' if result.flagged else ''}",
                     subject.model or "",
                     subject.preset or "",
-                    f"{line.attack}{' !' if result.flagged else ''}",
                     count(result.n),
                     percent(result.clean_accuracy),
+                    *(percent(at.get(eps)) for eps in grid),
+                    f"{result.auc:.2f}",
                 ]
-                area = "" if result.auc is None else f"{result.auc:.2f}"
-                rows.append([*names, *(percent(at.get(eps)) for eps in grid), area])
-        widest = max(
-            max(p.high - p.robust_accuracy, p.robust_accuracy - p.low)
-            for line in panel.lines
-            for p in line.result.curve
-        )
-        title = f"{panel.dataset}, {NORM_NAMES[panel.norm]}: accuracy in % by eps"
-        title += f", 95 % interval up to ±{percent(widest)}"
-        parts.append(f"\n{title}\n\n{table(heads, rows, right=4)}")
-    return "".join(parts)
-
-
-def results_source(page: str) -> str | None:
-    """The folder that the results block of a page was made from; None while it has none."""
-    block = _RESULTS.search(page)
-    if block is None:
-        raise UserError("the page has no results block", hint="<!-- results:begin -->")
-    source = _SOURCE.search(block[0])
-    return source[1] if source else None
-
-
-def with_results(page: str, folder: str) -> str:
-    """The page with its results block made from a folder."""
-    results_source(page)  # refuses a page without a block
-    content = results(folder)
-    return _RESULTS.sub(lambda match: f"{match[1]}{content}\n{match[2]}", page)
+            )
+        budgets = [f"eps {label}" for label in eps_labels(grid)]
+        heads = ["defense", "network", "preset", "n", "clean", *budgets, "AUC"]
+        parts.append(table(heads, rows, right=3))
+    if not parts:
+        raise UserError(f"{folder / where} holds no sweep of {attack}")
+    return "\n".join(parts)
 
 
 def pages(paths: Sequence[Path]) -> list[Path]:
@@ -268,15 +259,16 @@ def pages(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def stale(paths: Sequence[Path], folder: str | None = None) -> dict[Path, str]:
+def stale(paths: Sequence[Path]) -> dict[Path, str]:
     """The pages that a fresh generation changes, with their new text."""
     changed: dict[Path, str] = {}
     for path in paths:
-        if path.is_dir() and folder is None:
-            changed |= {page: refreshed(skeleton(entry)) for page, entry in missing(path)}
+        if path.is_dir():
+            for page, entry in missing(path):
+                changed[page] = refreshed(skeleton(entry), page.parent)
     for page in pages(paths):
         before = page.read_text(encoding="utf-8")
-        after = refreshed(before) if folder is None else with_results(before, folder)
+        after = refreshed(before, page.parent)
         if after != before:
             changed[page] = after
     return changed
@@ -288,11 +280,10 @@ def main(arguments: list[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(prog="python -m robustbench_defenses.report.reference")
     parser.add_argument("--check", action="store_true", help="write nothing, fail on a change")
-    parser.add_argument("--results", metavar="FOLDER", help="fill the results block from FOLDER")
     parser.add_argument("pages", nargs="+", type=Path, metavar="PAGE|FOLDER")
     given = parser.parse_args(arguments)
     try:
-        changed = stale(given.pages, given.results)
+        changed = stale(given.pages)
         for path, text in changed.items():
             print(path)
             if not given.check:

@@ -34,7 +34,7 @@ def network(width: int) -> nn.Module:
 
 
 @functools.cache
-def trained(seed: int = 0, width: int = 12, epochs: int = 12, eps: float = 0.0) -> nn.Module:
+def trained(seed: int = 0, width: int = 8, epochs: int = 12, eps: float = 0.0) -> nn.Module:
     """A network in evaluation mode; with `eps` trained on PGD images of that Linf budget."""
     images, labels = digits("train")
     attack = oracles.build("pgd_linf", steps=4, rel_step=0.5)

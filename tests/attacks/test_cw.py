@@ -167,15 +167,17 @@ def test_not_weaker_than_foolbox() -> None:
     _, points, success = reference(
         foolbox.PyTorchModel(model, bounds=(0, 1)), images, labels, epsilons=None
     )
-    theirs = distance(points, images, "l2").masked_fill(~success, torch.inf)
+    # Where it finds nothing, foolbox returns a black image, which often is "misclassified".
+    found = success & (points > 0).flatten(1).any(1)
+    theirs = distance(points, images, "l2").masked_fill(~found, torch.inf)
     assert torch.isfinite(ours).sum() >= torch.isfinite(theirs).sum()
     both = torch.isfinite(ours) & torch.isfinite(theirs)
     assert both.sum() >= 20
     assert ours[both].mean() <= 1.03 * theirs[both].mean()
 
 
-def test_tanh_works_on_black_and_white_pixels() -> None:
-    """Where tanh is flat the first tenths bring no progress; the rounds must go on."""
+def test_tanh_comes_near_clamp() -> None:
+    """With steps long enough to leave the flat ends of tanh, where black pixels start."""
     model, images, labels = correct(20)
     attack = CW(steps=150, search_steps=4, const=1.0, learning_rate=0.05, form="tanh")
     tanh = oracles.run(attack, model, images, labels, ()).distance

