@@ -349,6 +349,8 @@ def _check_tensors(images: Tensor, labels: Tensor, target: Tensor | None) -> Non
     if not bool(((images >= 0) & (images <= 1)).all()):
         raise UserError("images must lie in [0, 1]", hint="divide 8-bit images by 255")
     for name, classes in (("labels", labels), ("target", target)):
+        if classes is not None and (classes.is_floating_point() or classes.is_complex()):
+            raise UserError(f"{name} of type {classes.dtype}; class numbers are needed")
         if classes is not None and classes.shape != (len(images),):
             raise UserError(f"{name} of shape {tuple(classes.shape)} for {len(images)} images")
         if classes is not None and classes.dtype != torch.int64:

@@ -121,9 +121,9 @@ def test_directions_do_not_depend_on_batch_mates(norm: str) -> None:
 def test_starts_lie_in_the_ball(norm: str, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     for size in (1, 30, 3072):
-        images = torch.rand(40, 1, 1, size, generator=generator).to(dtype)
+        images = torch.rand(200, 1, 1, size, generator=generator).to(dtype)
         for eps in (0.0, 0.01, 0.3, 12.0):
-            rows = builders.rows(images, torch.zeros(40).long(), eps)
+            rows = builders.rows(images, torch.zeros(200).long(), eps)
             points = uniform_start(rows, norm)
             assert points.dtype == dtype
             assert ((points >= 0) & (points <= 1)).all()

@@ -171,6 +171,14 @@ def test_restarts_are_spent_on_the_unbroken() -> None:
     assert out.queries.tolist() == [1 + 2 + 2, 1 + 3 * 2]
 
 
+def test_what_a_success_makes_worthless_is_dropped_at_once() -> None:
+    """Two runs at once: the first breaks at its second question, so the other asks no third."""
+    attack = Walk(steps=8, directions=(1, -1))
+    out = builders.search(attack, BELOW, grey(0.38), DARK, (0.4,))
+    assert out.distance.tolist() == pytest.approx([0.05])
+    assert out.queries.tolist() == [1 + 2 * 2]
+
+
 def test_an_earlier_restart_wins_though_it_takes_longer() -> None:
     """Two runs at once: the second breaks at its first step, the first one later and counts."""
 
