@@ -82,8 +82,11 @@ def predicted(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def attacks() -> list[str]:
-    """Every registered attack and variant."""
-    return [entry.name for entry in registry.entries("attack")]
+    """Every registered attack and variant; of names that mean equal parameters the first."""
+    names: dict[Any, str] = {}
+    for entry in registry.entries("attack"):
+        names.setdefault(entry.create(), entry.name)
+    return list(names.values())
 
 
 def build(name: str, **settings: Any) -> Any:
