@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from .evaluation.run import Attacked
+    from .evaluation.images import Attacked
     from .evaluation.schema import Result
     from .training.runs import Run
 
@@ -106,7 +106,7 @@ def attack(
     `best_loss` iterate; further `settings` are the attack's parameters. Nobody leaves early. The
     model's mode, buffers and gradients are left as they were. Raises `UserError`.
     """
-    from .evaluation.run import attack_tensors
+    from .evaluation.images import attack_tensors
 
     return attack_tensors(
         model, images, labels, name, eps=eps, norm=norm, target=target, keep=keep, seed=seed,

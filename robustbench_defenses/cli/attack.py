@@ -18,7 +18,7 @@ from ..core.errors import UserError
 from . import options
 
 if TYPE_CHECKING:
-    from ..evaluation.run import Images
+    from ..evaluation.images import Images
 
 SHOWN = 8
 
@@ -120,7 +120,7 @@ def command(
     budget = None if eps is None else parse_eps(eps, norm or implied_norm([attack], {"": chosen}))
     count = options.parse_count(n)
 
-    from ..evaluation.run import attack_images
+    from ..evaluation.images import attack_images
     from .console import progress
 
     made = attack_images(

@@ -18,8 +18,8 @@ from ..core.errors import UserError
 from . import options
 
 if TYPE_CHECKING:
+    from ..evaluation.diagnose import Diagnosis
     from ..evaluation.evaluate import Answer
-    from ..evaluation.run import Diagnosis
 
 THREAT = "Attack"
 
@@ -190,7 +190,7 @@ def command(
     answered = [answer for answers in asked for answer in answers]
     diagnoses = []
     if diagnose:
-        from ..evaluation.run import diagnose as diagnose_
+        from ..evaluation.diagnose import diagnose as diagnose_
 
         for subject in dict.fromkeys(subjects or ["last"]):
             diagnoses.append(

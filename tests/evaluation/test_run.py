@@ -230,7 +230,7 @@ def test_load_gives_the_deployed_module(results: Path, network: nn.Module, run_i
 
 def test_images_of_a_view_are_judged_by_the_deployed(results: Path) -> None:
     """`attack_images` says of every image what the deployed subject says."""
-    from robustbench_defenses.evaluation.run import attack_images
+    from robustbench_defenses.evaluation.images import attack_images
 
     made = attack_images("last", "pgd", eps=0.2, n=25, results_dir=results, subset="random:1")
     assert made.index.tolist() != list(range(25))
