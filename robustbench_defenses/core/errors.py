@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class UserError(Exception):
     """Bad input: the command line prints one sentence and exits with 2.
@@ -24,6 +26,14 @@ class Interrupted(Exception):  # noqa: N818 (it is not an error)
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
+
+
+class OutOfTime(Interrupted):
+    """Work reached the time limit that the user gave; `left` says what has no result."""
+
+    def __init__(self, message: str, left: Sequence[object] = ()) -> None:
+        super().__init__(message)
+        self.left = list(left)
 
 
 class Notice(UserWarning):

@@ -94,7 +94,11 @@ def shown(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
-        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+        if float(f"{value:g}") == value or not math.isfinite(value):
+            return f"{value:g}"
+        # What is no short decimal may be a simple share, or a number of grey levels.
+        parts = [(round(value * whole), whole) for whole in (3, 6, 255)]
+        return next((f"{n}/{whole}" for n, whole in parts if n / whole == value), repr(value))
     if isinstance(value, list | tuple):
         return ",".join(shown(item) for item in value)
     return str(value)

@@ -64,23 +64,26 @@ def fetch(
     root = locate.data_dir(data_dir)
     if not locate.known_files(entry.card):
         return []
-    if "torchvision" not in entry.card:
+    mirror = mirror or os.environ.get("RRD_MIRROR")
+    if not mirror and "torchvision" not in entry.card:
         raise UserError(
             f"{entry.name} cannot be fetched: nobody publishes it in a place known to rrd",
-            hint=f"put its files into {root / entry.name}",
+            hint=f"put its files into {root / entry.name}, or name a server of them: --mirror URL",
         )
-    wanted = [found for found in locate.find_files(entry.card, root) if not _whole(found)]
+    everything = [(found, _whole(found)) for found in locate.find_files(entry.card, root)]
     here = [
         Fetched(found.path, downloaded=False)
-        for found in locate.find_files(entry.card, root)
-        if found.path is not None and found.known not in [other.known for other in wanted]
+        for found, whole in everything
+        if whole and found.path is not None
     ]
+    # A part that is missing or altered comes with its archive.
+    wanted = {found.archive or found.known: None for found, whole in everything if not whole}
     if not wanted:
         return here
     bases, sums = _origin(entry, mirror)
     fetched = []
-    for found in wanted:
-        known = _agreed(found.known, sums)
+    for file in wanted:
+        known = _agreed(file, sums)
         target = root / entry.card["folders"][0] / known.name
         urls = [base + known.name for base in bases]
         _download(urls, target, known.sums, progress or Silent())
@@ -100,7 +103,6 @@ def _whole(found: locate.FoundFile) -> bool:
 
 def _origin(entry: registry.Entry, mirror: str | None) -> tuple[list[str], Mapping[str, str]]:
     """Base addresses (with a slash at the end), and the checksums that go with them."""
-    mirror = mirror or os.environ.get("RRD_MIRROR")
     if mirror:
         if urlsplit(mirror).scheme not in ("http", "https") or not urlsplit(mirror).netloc:
             raise UserError(f"mirror {mirror!r} is not an http(s) address")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
-from . import digest, locate
+from .archive import checked_file
 from .source import Split
 
 if TYPE_CHECKING:
@@ -32,12 +32,8 @@ def load_idx(name: str, card: Mapping[str, Any], split: str, root: Path) -> Spli
     arrays = []
     for part in ("images-idx3", "labels-idx1"):
         wanted = f"{_PREFIX[split]}-{part}-ubyte.gz"
-        known = next(file for file in locate.known_files(card) if file.name == wanted)
-        found = locate.find_file(card, known, root)
-        if found.path is None:
-            raise locate.missing(name, card, known, root)
-        digest.check_file(found, hint=locate.how_to_get(name, card))
-        arrays.append(read_idx(found.path, dimensions=3 if part.startswith("images") else 1))
+        path = checked_file(name, card, wanted, root)
+        arrays.append(read_idx(path, dimensions=3 if part.startswith("images") else 1))
     images, labels = arrays
     if len(images) != len(labels):
         raise UserError(f"{name} {split}: {len(images)} images but {len(labels)} labels")

@@ -8,6 +8,7 @@ a data set file need not repeat them.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -85,6 +86,9 @@ def load(name: str, split: str, data_dir: str | Path | None = None) -> Split:
             f"{name} {split} is altered: the digest of its images and labels is "
             f"{checked.digest[:12]}..., not {known[:12]}..."
         )
+    known = entry.card.get("label_digests", {}).get(split)
+    if known is not None and labels_digest(checked.labels) != known:
+        raise UserError(f"{name} {split} is altered: its labels are not those of the card")
     return checked
 
 
@@ -129,6 +133,13 @@ def take(split: Split, index: Tensor) -> Split:
 def split_digest(images: Tensor, labels: Tensor) -> str:
     """SHA-256 over type, shape and bytes of images (N, C, H, W) and labels (N,) int64."""
     return identity.tensors_digest({"images": images, "labels": labels})
+
+
+def labels_digest(labels: Tensor) -> str:
+    """SHA-256 over labels (N,) as unsigned bytes: for data whose pixels depend on a decoder."""
+    import torch
+
+    return hashlib.sha256(labels.to(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def as_tensor(values: Any, name: str, what: str) -> Tensor:

@@ -56,8 +56,15 @@ def _import() -> ModuleType:
 
 def origin(dataset: str) -> tuple[list[str], dict[str, str]]:
     """Where torchvision's class `dataset` downloads from: mirrors (base addresses), file -> MD5."""
-    known = getattr(torchvision().datasets, dataset, None)
-    if known is None or not hasattr(known, "resources"):
+    known: Any = getattr(torchvision().datasets, dataset, None)
+    if hasattr(known, "resources"):
+        files = {str(name): str(md5) for name, md5 in known.resources}
+        return [str(mirror) for mirror in known.mirrors], files
+    if hasattr(known, "split_list"):
+        about = [(str(url), str(md5)) for url, _, md5 in known.split_list.values()]
+    elif hasattr(known, "url") and hasattr(known, "tgz_md5"):
+        about = [(str(known.url), str(known.tgz_md5))]
+    else:
         raise UserError(f"this torchvision does not say where its {dataset} comes from")
-    files = {str(name): str(md5) for name, md5 in known.resources}
-    return [str(mirror) for mirror in known.mirrors], files
+    bases = dict.fromkeys(url.rpartition("/")[0] for url, _ in about)
+    return list(bases), {url.rpartition("/")[2]: md5 for url, md5 in about}

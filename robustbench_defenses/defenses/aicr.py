@@ -30,7 +30,6 @@ from torch import Tensor, nn
 from ..attacks.pgd import PGD
 from ..core import rng
 from ..core.errors import UserError
-from ..engine.craft import craft
 from . import schedules
 from .aicr_centres import Centres, NearestCentre, geometry, key_of, start_at_class_means
 from .aicr_losses import attract, cross_correlation, projector, repulse, variance
@@ -45,6 +44,7 @@ from .base import (
     check_options,
     optimiser,
 )
+from .inner import check_interval, crafted, drawn_eps, inner_attack
 
 CARD = {
     "object": "AICR",
@@ -73,7 +73,13 @@ CARD = {
             "projector_optimiser": "adam",
         },
     },
-    "models": {"digits": "lenet", "*": "cnn6"},
+    "models": {
+        "digits": "lenet",
+        "cifar10": "resnet110",
+        "cifar100": "resnet110",
+        "svhn": "resnet110",
+        "*": "cnn6",
+    },
     "params": {
         "perturbation": {"help": "how the perturbed twin is made"},
         "eps_low": {"unit": "pixel units", "min": 0, "max": 1, "papers": {"mnist": 0.1}},
@@ -107,7 +113,11 @@ CARD = {
         },
         "pretrain_decay": {"min": 0, "help": "weight decay of stage 1"},
     },
-    "datasets": {"cifar10": {"eps_low": 0.01, "eps_high": 0.03}},
+    "datasets": {
+        "cifar10": {"eps_low": 0.01, "eps_high": 0.03},
+        "cifar100": {"eps_low": 0.01, "eps_high": 0.03},
+        "svhn": {"eps_low": 0.01, "eps_high": 0.03},
+    },
     "presets": {
         "smoke": {
             "epochs": 3,
@@ -166,8 +176,7 @@ class AICR:
     pretrain_decay: float = 0.00001
 
     def __post_init__(self) -> None:
-        if self.eps_low > self.eps_high:
-            raise UserError(f"eps_low {self.eps_low:g} is larger than eps_high {self.eps_high:g}")
+        check_interval(self.eps_low, self.eps_high)
 
     def parts(self, setup: Setup) -> Parts:
         """The network, the centres of each tap (attractive, repulsive), and the projectors."""
@@ -265,17 +274,10 @@ class AICR:
 
     def perturb(self, setup: Setup, network: nn.Module, batch: Batch) -> Tensor:
         """x' of Algorithm 1 (B, C, H, W): sign noise, or one step of FGSM; one eps per batch."""
-        eps = self.eps_low + (self.eps_high - self.eps_low) * batch.share("eps")
+        eps = drawn_eps(batch, self.eps_low, self.eps_high)
         if self.perturbation == "noise":
             return sign_noise(batch.images, eps, batch.keys("noise"))
-        network.eval()
-        fgsm = PGD(steps=1, rel_step=1.0, random_start=False)
-        images = craft(
-            network, fgsm, batch.images, batch.labels, eps,
-            key=batch.keys("fgsm"), keep="last", autocast=setup.autocast,
-        )  # fmt: skip
-        network.train()
-        return images
+        return crafted(setup, network, batch, inner_attack("fgsm"), eps)
 
     def objective(self, setup: Setup, parts: Parts, batch: Batch) -> Terms:
         """The terms of equation 12, summed over the tapped layers."""

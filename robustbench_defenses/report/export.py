@@ -61,7 +61,7 @@ def markdown(table: pd.DataFrame) -> str:
     """One Markdown table per data set and norm, accuracy in percent."""
     blocks = []
     for title, heads, rows in _wide(table):
-        cells = [[_escape_markdown(cell) for cell in row] for row in rows]
+        cells = [[escape_markdown(cell) for cell in row] for row in rows]
         widths = [max(map(len, column)) for column in zip(heads, *cells)]
         # Two columns of names, then numbers: left and right aligned.
         rule = ["-" * (w + 2) if at < 2 else "-" * (w + 1) + ":" for at, w in enumerate(widths)]
@@ -82,13 +82,13 @@ def latex(table: pd.DataFrame) -> str:
             f"% {title}",
             r"\begin{tabular}{ll" + "r" * (len(heads) - 2) + "}",
             r"\toprule",
-            " & ".join(map(_escape_latex, heads)) + r" \\",
+            " & ".join(map(escape_latex, heads)) + r" \\",
             r"\midrule",
         ]
         for at, row in enumerate(rows):
             if at and row[0] and row[0] != rows[at - 1][0] and len(rows) > _subjects(rows):
                 lines.append(r"\addlinespace")
-            cells = [_escape_latex(cell) for cell in row]
+            cells = [escape_latex(cell) for cell in row]
             if row[1].startswith("worst case"):
                 cells = [f"\\textbf{{{cell}}}" if at else cell for at, cell in enumerate(cells)]
             lines.append(" & ".join(cells) + r" \\")
@@ -164,7 +164,7 @@ def _markdown_row(cells: Sequence[str], widths: Sequence[int]) -> str:
     return "| " + " | ".join(padded) + " |"
 
 
-def _escape_markdown(cell: str) -> str:
+def escape_markdown(cell: str) -> str:
     return cell.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*")
 
 
@@ -185,5 +185,5 @@ _LATEX = {
 }
 
 
-def _escape_latex(cell: str) -> str:
+def escape_latex(cell: str) -> str:
     return "".join(_LATEX.get(letter, letter) for letter in cell)

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..core.errors import UserError
 from ..evaluation.schema import Diagnostic, Environment
 
-SCHEMA = "rrd.item/1"
+SCHEMA: Literal["rrd.item/1"] = "rrd.item/1"
 STRONG = "strong"  # the name under which a `--strong` cell stands in the axis of attacks
 
 Number = Annotated[float, Field(allow_inf_nan=False)]

@@ -1,8 +1,10 @@
 """What is asked of a training: names and settings become one resolved, typed question.
 
 Settings come in layers, later ones win: the fields' defaults; the preset's common part
-(`presets.COMMON`); the card's `datasets[dataset]`, `readings[variant]`, `presets["*"]`,
-`presets[preset]`, `presets["preset:variant"]`, `presets["preset:dataset"]`; the user's `--set`.
+(`presets.COMMON`); the data set's `training`; the card's `datasets[dataset]`, `readings[variant]`,
+`presets["*"]`, `presets[preset]`, `presets["preset:variant"]`, `presets["preset:dataset"]`; the
+user's `--set`. The network, unless the user names one: the card's `models[dataset]`, the data
+set's `model`, the card's `models["*"]`. What a card says of a data set holds for its stand-ins too.
 """
 
 from __future__ import annotations
@@ -93,11 +95,16 @@ def ask(
     if not 0 <= seed < 1 << 31:
         raise UserError(f"seed {seed} is not between 0 and {(1 << 31) - 1}")
     variant = _reading(entry, variant)
-    data_name = dataset if ":" in dataset else find("dataset", dataset).name
-    usual = find("model", _default_model(entry.card, data_name))
+    data = None if ":" in dataset else find("dataset", dataset)
+    data_name = data.name if data else dataset
+    usual = find("model", _default_model(entry.card, data_name, data))
     network = _absolute(model) if model else usual.name
     model_entry = usual if network == usual.name else find("model", network)
-    layers = _layers(entry.card, data_name, preset, variant)
+    general, special = _layers(entry.card, data_name, data, preset, variant)
+    layers = {
+        **{key: value for key, value in general.items() if _fits(key, entry, model_entry, usual)},
+        **special,
+    }
     if model_entry.name != usual.name:
         # A preset's `model.*` speaks of the network it was made for.
         layers = {key: value for key, value in layers.items() if not key.startswith("model.")}
@@ -149,25 +156,56 @@ def _reading(entry: Entry, variant: str | None) -> str | None:
     return variant
 
 
-def _default_model(card: Mapping[str, Any], dataset: str) -> str:
+def _default_model(card: Mapping[str, Any], dataset: str = "", data: Entry | None = None) -> str:
+    """The network that a defense's card, or else the data set's, names for a data set."""
     models: dict[str, str] = card.get("models", {})
-    return models.get(dataset) or models.get("*", "lenet")
+    named = [models[name] for name in _names(dataset, data) if name in models]
+    own: str | None = data.card.get("model") if data else None
+    return named[-1] if named else own or models.get("*", "lenet")
+
+
+def _names(dataset: str, data: Entry | None) -> list[str]:
+    """What cards may call a data set, the most particular name last."""
+    original: str | None = data.card.get("stand_in_for") if data else None
+    return [original, dataset] if original else [dataset]
 
 
 def _layers(
-    card: Mapping[str, Any], dataset: str, preset: str, variant: str | None
-) -> dict[str, Any]:
+    card: Mapping[str, Any], dataset: str, data: Entry | None, preset: str, variant: str | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings that were made for any data set, and those of this one, which win."""
     presets: dict[str, dict[str, Any]] = card.get("presets", {})
-    layers = [
-        COMMON[preset],
-        card.get("datasets", {}).get(dataset, {}),
-        card.get("readings", {}).get(variant, {}),
-        presets.get("*", {}),
-        presets.get(preset, {}),
-        presets.get(f"{preset}:{variant}", {}),
-        presets.get(f"{preset}:{dataset}", {}),
-    ]
-    return {key: value for layer in layers for key, value in layer.items()}
+    names = _names(dataset, data)
+    about = {key: value for name in names for key, value in _of(card, "datasets", name).items()}
+    general = {
+        **COMMON[preset],
+        **(data.card.get("training", {}) if data else {}),
+        **about,
+        **_of(card, "readings", variant),
+        **presets.get("*", {}),
+        **presets.get(preset, {}),
+        **presets.get(f"{preset}:{variant}", {}),
+    }
+    special = [presets.get(f"{preset}:{name}", {}) for name in names]
+    return general, {key: value for layer in special for key, value in layer.items()}
+
+
+def _of(card: Mapping[str, Any], part: str, name: str | None) -> dict[str, Any]:
+    found: dict[str, Any] = card.get(part, {}).get(name, {})
+    return found
+
+
+def _fits(key: str, entry: Entry, network: Entry, usual: Entry) -> bool:
+    """Whether a setting that was made for any data set makes sense for this one's network.
+
+    `model.*` was written with the card's `models["*"]` in mind. For a network that the card names
+    for this data set it holds where that has such a setting, for one that the data set names never.
+    """
+    if not key.startswith("model.") or usual.name == find("model", _default_model(entry.card)).name:
+        return True
+    named = {find("model", name).name for name in entry.card.get("models", {}).values()}
+    has = {param.name for param in network.params}
+    return usual.name in named and key.removeprefix("model.") in has
 
 
 def _sort(entry: Entry, settings: Mapping[str, object]) -> dict[str, dict[str, Any]]:
@@ -198,7 +236,8 @@ def _absolute(reference: str) -> str:
         return f"{Path(file).expanduser().resolve()}:{name}"
     if ":" in reference:
         prefix, _, file = reference.partition(":")
-        return f"{prefix}:{Path(file).expanduser().resolve()}"
+        if file.strip():  # else it is refused where the data set is opened
+            return f"{prefix}:{Path(file.strip()).expanduser().resolve()}"
     return reference
 
 

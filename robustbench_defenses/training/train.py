@@ -84,7 +84,7 @@ def train(
             precision = earlier.precision if precision == "auto" else precision
             threads = threads or earlier.threads
         resolved = machine(device, precision, threads)
-        ready = _prepare(question, made, about, split, resolved)
+        ready = prepare(question, made, about, split, resolved)
         info = _info(run_id, question, ready, split.digest, resolved)
         with resume.alone(folder, progress or Silent()):
             return _train(folder, info, made, ready, resolved, fresh, progress or Silent())
@@ -96,7 +96,7 @@ def _train(
     folder: Path,
     info: RunInfo,
     defense: Defense,
-    ready: _Ready,
+    ready: Ready,
     resolved: Machine,
     fresh: bool,
     progress: Progress,
@@ -126,7 +126,7 @@ def _train(
 
 
 @dataclass(frozen=True)
-class _Ready:
+class Ready:
     """Everything a trainer needs beside names and folders."""
 
     setup: Setup
@@ -160,9 +160,9 @@ def _unfinished(folder: Path, data_digest: str) -> RunInfo | None:
     return info
 
 
-def _prepare(
+def prepare(
     question: Question, defense: Defense, about: DataInfo, split: Split, resolved: Machine
-) -> _Ready:
+) -> Ready:
     """Everything a trainer needs; nothing is written."""
     settings, device = question.train, resolved.device
     kept = min(settings.validation, len(split.labels) // 10)
@@ -194,7 +194,7 @@ def _prepare(
     for module in parts.values():
         # torch declares this overload of `to` for four-dimensional tensors' modules only.
         module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return _Ready(setup, parts, loader, held, len(training.labels))
+    return Ready(setup, parts, loader, held, len(training.labels))
 
 
 def _examples(split: Split, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
@@ -205,7 +205,7 @@ def _examples(split: Split, device: torch.device) -> Iterator[tuple[Tensor, Tens
 
 
 def _info(
-    run_id: str, question: Question, ready: _Ready, data_digest: str, resolved: Machine
+    run_id: str, question: Question, ready: Ready, data_digest: str, resolved: Machine
 ) -> RunInfo:
     """run.json as it stands before the first step."""
     settings: dict[str, dict[str, Any]] = {

@@ -76,7 +76,7 @@ class Trainer:
             # The defense may look at its parts between two phases: it must see trained ones.
             resume.fill_parts(self.parts, self.restored, resume.path_of(self.folder))
         log.cut(self.folder, self.standing.log_lines)
-        with StopRequest() as self._stop, _own_randomness(self.machine.device):
+        with StopRequest() as self._stop, own_randomness(self.machine.device):
             for number, phase in enumerate(self.defense.phases(self.setup, self.parts)):
                 if number >= self.standing.phase:
                     self._run_phase(phase)
@@ -120,7 +120,7 @@ class Trainer:
         seconds_before = standing.training_seconds
         for images, labels, index in self.loader.epoch(standing.epochs, standing.step):
             batch = self._batch(phase, images, labels, index)
-            terms = self._step(phase, batch)
+            terms = step(phase, batch, self.machine.device)
             self._count(terms, len(labels))
             standing.training_seconds = seconds_before + time.monotonic() - begun
             every = self.setup.settings.save_every
@@ -139,36 +139,9 @@ class Trainer:
                 self._save(phase.optimisers)
 
     def _batch(self, phase: Phase, images: Tensor, labels: Tensor, index: Tensor) -> Batch:
-        standing, seed = self.standing, self.setup.seed
-        step = standing.epoch * self.loader.steps + standing.step
-        return Batch(
-            images=images,
-            labels=labels,
-            index=index,
-            key=rng.row_keys(seed, f"{phase.name}|{standing.epoch}", index),
-            phase=phase.name,
-            epoch=standing.epoch,
-            step=step,
-            progress=step / (phase.epochs * self.loader.steps),
-            seed=seed,
-        )
-
-    def _step(self, phase: Phase, batch: Batch) -> Terms:
-        # For networks with random layers of their own (dropout, noise).
-        _seed_torch(rng.name_key(batch.seed, phase.name, batch.step), self.machine.device)
-        for optimiser in phase.optimisers:
-            optimiser.set_rate(batch.progress)
-        if phase.update is not None:
-            return {name: term.detach() for name, term in phase.update(batch).items()}
-        assert phase.loss is not None
-        terms = phase.loss(batch)
-        total = torch.stack(list(terms.values())).sum()
-        for optimiser in phase.optimisers:
-            optimiser.stepper.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
-        for optimiser in phase.optimisers:
-            optimiser.stepper.step()
-        return {name: term.detach() for name, term in terms.items()}
+        standing = self.standing
+        where = (standing.epoch, standing.step, self.loader.steps)
+        return batch_of(phase, images, labels, index, self.setup.seed, *where)
 
     def _count(self, terms: Terms, images: int) -> None:
         """Add the terms to the epoch's sums, on the device; look at them now and then."""
@@ -324,6 +297,44 @@ class Trainer:
         self.info.write(self.folder)
 
 
+def batch_of(
+    phase: Phase, images: Tensor, labels: Tensor, index: Tensor,
+    seed: int, epoch: int, step: int, steps: int,
+) -> Batch:  # fmt: skip
+    """The batch of one step: number `step` of the `steps` of epoch `epoch`, both from 0."""
+    done = epoch * steps + step
+    return Batch(
+        images=images,
+        labels=labels,
+        index=index,
+        key=rng.row_keys(seed, f"{phase.name}|{epoch}", index),
+        phase=phase.name,
+        epoch=epoch,
+        step=done,
+        progress=done / (phase.epochs * steps),
+        seed=seed,
+    )
+
+
+def step(phase: Phase, batch: Batch, device: torch.device) -> Terms:
+    """One step of a phase: its optimisers move; returns the detached terms of the loss."""
+    # For networks with random layers of their own (dropout, noise).
+    _seed_torch(rng.name_key(batch.seed, phase.name, batch.step), device)
+    for optimiser in phase.optimisers:
+        optimiser.set_rate(batch.progress)
+    if phase.update is not None:
+        return {name: term.detach() for name, term in phase.update(batch).items()}
+    assert phase.loss is not None
+    terms = phase.loss(batch)
+    total = torch.stack(list(terms.values())).sum()
+    for optimiser in phase.optimisers:
+        optimiser.stepper.zero_grad(set_to_none=True)
+    total.backward()  # type: ignore[no-untyped-call]
+    for optimiser in phase.optimisers:
+        optimiser.stepper.step()
+    return {name: term.detach() for name, term in terms.items()}
+
+
 def _now() -> str:
     return datetime.now(UTC).isoformat()
 
@@ -336,7 +347,7 @@ def _seed_torch(key: int, device: torch.device) -> None:
 
 
 @contextlib.contextmanager
-def _own_randomness(device: torch.device) -> Iterator[None]:
+def own_randomness(device: torch.device) -> Iterator[None]:
     """Torch's global generators are free to use inside and as before afterwards."""
     cpu = torch.default_generator.get_state()
     cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None

@@ -55,6 +55,24 @@ def bisected(delta: Tensor, centres: Tensor, eps: float) -> Tensor:
     return delta.sign() * moved(high)
 
 
+def by_sorting(delta: Tensor, centres: Tensor, eps: Tensor) -> Tensor:
+    """The L1 projection in float64 by sorting all knots (N, 2D) of the piecewise linear sum."""
+    size = delta.abs()
+    room = torch.where(delta > 0, 1 - centres, centres).clamp_min(0)
+    start, end = (size - room).clamp_min(0), size  # a term falls with slope -1 on [start, end]
+    total = size.minimum(room).sum(1)
+    knots, order = torch.cat([start, end], 1).sort(1)
+    change = torch.cat([torch.ones_like(start), -torch.ones_like(end)], 1).gather(1, order)
+    slope = change.cumsum(1)  # number of falling terms right of each knot
+    fallen = (slope[:, :-1] * knots.diff(dim=1)).cumsum(1)
+    left = total[:, None] - torch.cat([torch.zeros_like(total)[:, None], fallen], 1)
+    at = ((left > eps[:, None]).sum(1).clamp_min(1) - 1)[:, None]  # last knot above the budget
+    excess = left.gather(1, at) - eps[:, None]
+    shift = knots.gather(1, at) + excess / slope.gather(1, at).clamp_min(1)
+    shift = torch.where((total <= eps)[:, None], torch.zeros_like(shift), shift)
+    return delta.sign() * (size - shift).clamp_min(0).minimum(room)
+
+
 def random_feasible(centre: Tensor, eps: float, norm: str, count: int, seed: int) -> Tensor:
     """Points (count, D) inside ball and box: random ones, shrunk towards the centre."""
     generator = torch.Generator().manual_seed(seed)
@@ -131,6 +149,46 @@ def test_l1_projection_equals_bisection(pairs: list[tuple[float, float]], eps: f
     centre, point = one([x for x, _ in pairs]), one([u for _, u in pairs])
     found = project_l1_box(point - centre, centre, budget(eps))
     torch.testing.assert_close(found, bisected(point - centre, centre, eps), rtol=1e-10, atol=1e-10)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(UNIT, ANY, UNIT, ANY), min_size=1, max_size=12),
+    st.tuples(st.floats(0, 6), st.floats(0, 6)),
+)
+def test_l1_projection_equals_the_sorted_form(
+    entries: list[tuple[float, float, float, float]], eps: tuple[float, float]
+) -> None:
+    """Two rows with needs of their own: each ends on its exact piece."""
+    centres = torch.tensor([[e[0] for e in entries], [e[2] for e in entries]], dtype=torch.float64)
+    points = torch.tensor([[e[1] for e in entries], [e[3] for e in entries]], dtype=torch.float64)
+    radius = torch.tensor(eps, dtype=torch.float64)
+    found = project_l1_box(points - centres, centres, radius)
+    expected = by_sorting(points - centres, centres, radius)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("size", [1, 64, 3072])
+@pytest.mark.parametrize("spread", [1e-3, 0.05, 1.0, 30.0])
+@pytest.mark.parametrize("levels", [0, 4])
+def test_l1_projection_of_images_equals_the_sorted_form(
+    size: int, spread: float, levels: int
+) -> None:
+    """Black and white pixels, ties of coarse levels, rows far from and inside the ball."""
+    generator = torch.Generator().manual_seed(size)
+    centres = (1.5 * torch.rand(40, size, generator=generator).double() - 0.25).clamp(0, 1)
+    delta = spread * torch.randn(40, size, generator=generator).double()
+    if levels:
+        centres, delta = (
+            (levels * centres).round() / levels,
+            (levels * delta / spread).round() * spread / levels,
+        )
+    eps = torch.logspace(-3, 3, 40, dtype=torch.float64)
+    eps[::10] = 0
+    found = project_l1_box(delta, centres, eps)
+    torch.testing.assert_close(found, by_sorting(delta, centres, eps), rtol=1e-9, atol=1e-9)
+    single = project_l1_box(delta.float(), centres.float(), eps.float())
+    torch.testing.assert_close(single, found.float(), rtol=0, atol=2e-5)
 
 
 @settings(max_examples=100, deadline=None)

@@ -69,24 +69,38 @@ def small_mnist(monkeypatch: pytest.MonkeyPatch) -> Small:
                 "sha256": hashlib.sha256(content).hexdigest(),
                 "unzipped": {"bytes": len(plain), "sha256": hashlib.sha256(plain).hexdigest()},
             }
-    card = {
-        **mnist.CARD,
+    changes = {
         "files": about,
         "shape": [1, SIDE, SIDE],
         "train": COUNTS["train"],
         "test": COUNTS["t10k"],
     }
-    del card["digests"]
-    for key in ("files", "shape", "train", "test"):
-        monkeypatch.setitem(mnist.CARD, key, card[key])
-    real_find, real_entries = registry.find, registry.entries
-
-    def swapped(entry: registry.Entry) -> registry.Entry:
-        return dataclasses.replace(entry, card=card) if entry.name == "mnist" else entry
-
-    monkeypatch.setattr(registry, "find", lambda kind, name: swapped(real_find(kind, name)))
-    monkeypatch.setattr(registry, "entries", lambda kind: [*map(swapped, real_entries(kind))])
+    card = swap_card(monkeypatch, "mnist", mnist.CARD, changes)
     return Small(files, arrays, card)
+
+
+def swap_card(
+    monkeypatch: pytest.MonkeyPatch, name: str, own: dict[str, Any], changes: dict[str, Any]
+) -> dict[str, Any]:
+    """Put `changes` into the card of a data set, in its module and in the registry.
+
+    The digests of what is decoded are gone from the card that comes back: they are of other images.
+    """
+    for key, value in changes.items():
+        monkeypatch.setitem(own, key, value)
+    card = {**own, "digests": {}, "label_digests": {}}
+    real = registry.scan
+
+    def swapped(kind: str, root: Path = registry.ROOT) -> registry.Scan:
+        found = real(kind, root)
+        entries = [
+            dataclasses.replace(entry, card=card) if entry.name == name else entry
+            for entry in found.entries
+        ]
+        return registry.Scan(entries, found.problems)
+
+    monkeypatch.setattr(registry, "scan", swapped)
+    return card
 
 
 @dataclass

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from robustbench_defenses.cli.main import main
 from robustbench_defenses.core import registry
 from robustbench_defenses.core.errors import UserError
-from robustbench_defenses.data import source
+from robustbench_defenses.core.settings import shown
+from robustbench_defenses.data import locate, source
 
 from .builders import SIDE, Small, small_mnist
 
@@ -131,6 +133,15 @@ def test_take_keeps_order_and_has_a_digest_of_its_own() -> None:
     assert part.digest != source.take(split, torch.tensor([2, 5])).digest
 
 
+def test_budgets_are_shown_as_people_write_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "cifar10"]) == 0
+    assert "linf  0, 2/255, 4/255, 8/255, 16/255, 32/255" in capsys.readouterr().out
+    numbers = (8 / 255, 0.3, 51 / 255, 5 / 6, 1 / 17, float("inf"), float("nan"))
+    said = [shown(number) for number in numbers]
+    assert said == ["8/255", "0.3", "0.2", "5/6", "15/255", "inf", "nan"]
+    assert shown(1 / 7) == repr(1 / 7)
+
+
 def test_unknown_names() -> None:
     with pytest.raises(UserError) as caught:
         source.load("pnist", "test")
@@ -232,7 +243,7 @@ def test_a_dataclass_that_cannot_load(tmp_path: Path) -> None:
 # What every registered data set promises, the real files where they are.
 REGISTERED = [e.name for e in registry.entries("dataset") if "prefix" not in e.card]
 REAL = {
-    # sha256 of raw pixels (N, H, W) and of labels as bytes
+    # sha256 of raw pixels (N, H, W, C) and of labels as bytes
     "mnist": (
         "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
         "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5",
@@ -240,6 +251,10 @@ REAL = {
     "fashion_mnist": (
         "c867c93ff95360594e8ec3287995350b824dd110b11595c0e13d5423f621867a",
         "3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9",
+    ),
+    "cifar10_part": (
+        "48bde46fb9080c13770d6a8c4163dc24cff90c2802470aa26c4d6c392faf50f3",
+        "c5cc3963df7952a390249eaf62a93a87c0fd0f0f2c0a4172c3f19c0a634b6e68",
     ),
 }
 
@@ -253,22 +268,56 @@ def test_cards_are_complete(name: str) -> None:
     for grid in card["grids"].values():
         assert grid[0] == 0
         assert grid == sorted(set(grid))
-    assert set(card["digests"]) == {"train", "test"}
-    for about in card.get("files", {}).values():
+    files = card.get("files", {})
+    if not files:
+        assert set(card["digests"]) == {"train", "test"}
+    for kind in ("digests", "label_digests"):
+        assert set(card.get(kind, {})) in ({"train", "test"}, set())
+    for about in files.values():
         assert about["bytes"] > 0
         assert len(about["sha256"]) == 64
 
 
+def where_real(name: str) -> Path | None:
+    """The data folder, if the real files of a data set are there; None for an embedded one."""
+    card = registry.find("dataset", name).card
+    root = Path(os.environ.get("RRD_DATA") or "no such folder")
+    if "files" not in card:
+        return None
+    if any(found.path is None for found in locate.find_files(card, root)):
+        pytest.skip(f"RRD_DATA has no {name}")
+    return root
+
+
 @pytest.mark.parametrize("name", REGISTERED)
 def test_the_real_test_set(name: str) -> None:
-    root = os.environ.get("RRD_DATA")
     card = registry.find("dataset", name).card
-    if "files" in card and not (root and (Path(root) / card["folders"][0]).is_dir()):
-        pytest.skip("RRD_DATA has no such folder")
-    split = source.load(name, "test")
+    split = source.load(name, "test", where_real(name))
     assert list(split.images.shape) == [card["test"], *card["shape"]]
     assert set(split.labels.tolist()) == set(range(card["classes"]))
     if name in REAL:
         labels = split.labels.to(torch.uint8).numpy().tobytes()
-        parts = (split.images.numpy().tobytes(), labels)
+        parts = (split.images.permute(0, 2, 3, 1).contiguous().numpy().tobytes(), labels)
         assert tuple(hashlib.sha256(part).hexdigest() for part in parts) == REAL[name]
+
+
+def test_the_real_training_set_of_a_part_of_cifar10() -> None:
+    split = source.load("cifar10_part", "train", where_real("cifar10_part"))
+    pixels = split.images.permute(0, 2, 3, 1).contiguous().numpy().tobytes()
+    digest = "d5a5a195056bc8b781d8b4c6d23d965ee5a9858e384e447f180748676d928f8d"
+    assert hashlib.sha256(pixels).hexdigest() == digest
+    digest = "4fc9d923d8e6e55d551534c1f888b438da339ba682cd46dad7ad3c74e44e7162"
+    assert source.labels_digest(split.labels) == digest
+    assert split.labels.bincount().tolist() == [810, 777, 808, 783, 856, 782, 808, 799, 835, 810]
+
+
+@pytest.mark.slow
+def test_the_stand_ins_show_the_same_images() -> None:
+    """Equal index, equal label; JPEG moves the pixels by some 5.8/255 on average."""
+    true = source.load("cifar10_part", "test", where_real("cifar10_part"))
+    lossy = source.load("cifar10_jpeg", "test", where_real("cifar10_jpeg"))
+    count = len(true)
+    assert torch.equal(true.labels, lossy.labels[:count])
+    off = (true.images.float() - lossy.images[:count].float()).abs().mean((1, 2, 3))
+    assert 5 < float(off.mean()) < 7
+    assert float(off.max()) < 16

@@ -57,6 +57,33 @@ def test_a_presets_network_settings_speak_of_its_own_network() -> None:
     assert asked("aicr", "mnist", model="lenet").model_settings["width"] == 32
 
 
+def test_a_data_set_names_its_network_and_augmentation() -> None:
+    for dataset in ("cifar10", "cifar100", "stl10", "cifar10_part", "cifar10_jpeg"):
+        question = asked("nt", dataset)
+        assert (question.model, question.train.augment) == ("resnet18", "crop_flip")
+    assert asked("nt", "svhn").train.augment == "none"
+    assert asked("nt", "cifar10", settings={"augment": "none"}).train.augment == "none"
+    assert asked("nt", "mnist").model == "lenet"
+    assert asked("nt", "cifar10", model="resnet20").model == "resnet20"
+
+
+def test_what_a_card_says_of_a_data_set_holds_for_its_stand_ins() -> None:
+    for dataset in ("cifar10", "cifar10_part", "cifar10_jpeg"):
+        question = asked("aicr", dataset)
+        assert question.model == "resnet110"
+        assert question.defense_settings["eps_high"] == 0.03
+    assert len({asked("nt", name).run_id() for name in ("cifar10", "cifar10_jpeg")}) == 2
+    # A preset's width is for the networks that the card names, not for one the data set names.
+    assert asked("aicr", "digits", preset="smoke").model_settings["width"] == 8
+    assert asked("aicr", "cifar10", preset="smoke").model_settings["width"] == 8
+    assert asked("aicr", "stl10", preset="smoke").model == "resnet18"
+    assert asked("aicr", "stl10", preset="smoke").model_settings["width"] == 64
+
+
+def test_an_argument_that_is_missing_stays_missing() -> None:
+    assert asked(dataset="npz:").dataset == "npz:"
+
+
 def test_the_hash_leaves_out_defaults_and_names() -> None:
     base = asked().run_id()
     default = TrainSettings().momentum
@@ -81,7 +108,7 @@ def test_the_run_id_of_a_known_question_does_not_move() -> None:
 
 
 @pytest.mark.parametrize("preset", COMMON)
-@pytest.mark.parametrize("dataset", ["digits", "mnist", "fashion_mnist"])
+@pytest.mark.parametrize("dataset", ["digits", "mnist", "fashion_mnist", "cifar10", "stl10"])
 @pytest.mark.parametrize("defense", DEFENSES)
 def test_every_preset_of_every_defense_resolves(defense: str, dataset: str, preset: str) -> None:
     question = asked(defense, dataset, preset=preset)

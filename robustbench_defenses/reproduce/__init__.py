@@ -1,0 +1,1 @@
+"""A recipe becomes a plan of jobs; jobs run; their results become the printed item again."""

@@ -1,0 +1,29 @@
+"""What a preset means for a reproduction: how many examples, how strong, what is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+
+@dataclass(frozen=True)
+class Level:
+    """`n` test examples (-1: all), `strong_n` for `--strong`, whose AutoAttack has the parameters
+    `strong`; `collapse`: every data set becomes this one, on its default networks."""
+
+    n: int
+    strong_n: int
+    strong: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+    collapse: str | None = None
+
+
+LEVELS: dict[str, Level] = {
+    "smoke": Level(n=100, strong_n=40, strong={"steps": 10, "n_queries": 100}, collapse="digits"),
+    "quick": Level(n=1000, strong_n=200),
+    "short": Level(n=-1, strong_n=1000),
+    "paper": Level(n=-1, strong_n=1000),
+}
+
+# Data sets that may take another's place where the user says so.
+STAND_INS = {"cifar10": "cifar10_jpeg"}
