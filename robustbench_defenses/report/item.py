@@ -54,9 +54,11 @@ class Measured(_Part):
 class ItemCell(_Part):
     """One place of the item. `keys` hold every name of the layout, and more (`eps`, `c`, ...).
 
-    `printed` is None where nothing is printed (curve points, strong cells); `cited`: copied from
-    another paper by this one; `dataset`: what was really used where that is a stand-in; `arm`: the
-    reading of the paper ("" is the headline); `reason`: why there is no number of ours.
+    `printed` is None where nothing is printed (curve points, strong cells); `elsewhere`: a value
+    for this place that stands elsewhere, and `source` where (another table of the paper, the
+    authors' log or picture): drawn, not compared; `cited`: copied from another paper by this one;
+    `dataset`: what was really used where that is a stand-in; `arm`: the reading of the paper ("" is
+    the headline); `reason`: why there is no number of ours.
     """
 
     keys: dict[str, Key]
@@ -64,6 +66,8 @@ class ItemCell(_Part):
     unit: str
     arm: str = ""
     printed: Number | None = None
+    elsewhere: Number | None = None
+    source: str | None = None
     printed_as: str | None = None
     flag: str | None = None
     cited: bool = False
@@ -143,7 +147,9 @@ class Item(_Part):
     row_order: tuple[str, ...] = ()
     column_order: tuple[str, ...] = ()
     axes: dict[str, Any] = Field(default_factory=dict)
+    source: str = Field(default="", description="where it is printed")
     notes: tuple[str, ...] = ()
+    readings: dict[str, str] = Field(default_factory=dict, description="what each arm means")
     cells: tuple[ItemCell, ...]
     claims: tuple[ItemClaim, ...] = ()
     runs: tuple[ItemRun, ...] = ()

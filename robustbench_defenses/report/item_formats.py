@@ -5,55 +5,58 @@ from __future__ import annotations
 import csv as csv_
 import io
 import json
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Sequence
 
 from .export import escape_latex, escape_markdown
-from .item import Item, ItemCell
-from .item_grid import Grid, feet, grid, heading, shown
+from .item import Item, ItemCell, ItemClaim
+from .item_grid import Grid, feet, grids, heading, parts, shown
 
 WIDTH = 100
+VERDICT = {True: "yes", False: "no", None: "-"}
 
 
 def terminal(item: Item, width: int = WIDTH) -> str:
     """Every arm's table in at most `width` columns: columns that do not fit follow below."""
-    parts = [heading(item)]
+    lines = [*wrapped(heading(item), width), *wrapped(item.title, width)]
     for arm in item.arms:
-        found = grid(item, arm)
-        if not found.cells:
-            continue
-        if arm:
-            parts.append(f"\nreading {arm}")
-        for first, last in _slices(found, width):
-            parts.append("\n" + "\n".join(_lines(found, first, last)))
-    parts.append("")
-    parts += [line for foot in feet(item) for line in _wrapped(foot, width)]
-    parts += claims(item, width)
-    return "\n".join(parts) + "\n"
+        tables = grids(item, arm)
+        if arm and tables:
+            lines += ["", *wrapped(reading(item, arm), width)]
+        for found in tables:
+            for part in _slices(found, width):
+                lines += ["", *_lines(part)]
+    lines.append("")
+    for foot in feet(item):
+        lines += wrapped(foot, width)
+    lines += claims(item, width)
+    return "\n".join(lines) + "\n"
+
+
+def reading(item: Item, arm: str) -> str:
+    """What an arm is, in a line."""
+    said = item.readings.get(arm, "")
+    return f"reading {arm}: {said}" if said else f"reading {arm}"
 
 
 def claims(item: Item, width: int = WIDTH) -> list[str]:
-    """One line per claim: whether it holds for us and in print."""
-    verdict = {True: "yes", False: "no", None: "-"}
-    lines = []
+    """Each checked claim with whether it holds for us and in print, and what speaks against it."""
     checked = [claim for claim in item.claims if claim.ours is not None]
-    if checked:
-        lines += ["", "claims (ours / printed)"]
+    lines = ["", "claims (ours / printed)"] if checked else []
     for claim in checked:
-        head = f" {verdict[claim.ours]:>3} / {verdict[claim.printed]:<3}  "
-        first, *rest = _wrapped(claim.text, width - len(head))
-        lines.append(head + first)
-        lines += [" " * len(head) + line for line in rest]
+        head = f" {VERDICT[claim.ours]:>3} / {VERDICT[claim.printed]:<3}  "
+        said = wrapped(claim.text, width - len(head))
         if claim.ours is False:
-            lines += [
-                " " * len(head) + line for line in _wrapped(claim.sentence, width - len(head))
-            ]
+            said += wrapped(claim.sentence, width - len(head))
+        lines += [(" " * len(head) if at else head) + line for at, line in enumerate(said)]
     return lines
 
 
-def _wrapped(line: str, width: int) -> list[str]:
-    import textwrap
-
-    return textwrap.wrap(line, max(width, 20)) or [""]
+def wrapped(line: str, width: int) -> list[str]:
+    """`line` in lines of at most `width` characters; words are never cut."""
+    return textwrap.wrap(line, max(width, 20), break_long_words=False, break_on_hyphens=False) or [
+        ""
+    ]
 
 
 def _head_widths(found: Grid) -> list[int]:
@@ -64,54 +67,70 @@ def _head_widths(found: Grid) -> list[int]:
 
 
 def _column(found: Grid, at: int) -> list[str]:
-    return [shown(found.cells.get((row, at))) for row in range(len(found.rows))]
+    """The cells of a column, decimal points under one another."""
+    cells = [found.cells.get((row, at)) for row in range(len(found.rows))]
+    written = [parts(cell) for cell in cells if cell is not None]
+    ours, printed, difference = (max(map(len, part)) for part in zip(*written))
+    return [shown(cell, (ours, printed, difference)) for cell in cells]
 
 
 def _column_width(found: Grid, at: int) -> int:
-    return max(map(len, [*found.columns[at], *_column(found, at)]), default=1)
+    return max(map(len, [found.columns[at][-1], *_column(found, at)]))
 
 
-def _slices(found: Grid, width: int) -> list[tuple[int, int]]:
-    """Ranges of columns that fit beside the row heads."""
+def _slices(found: Grid, width: int) -> list[Grid]:
+    """Parts of the grid whose columns fit beside the row heads; rows that a part leaves empty
+    are left out of it."""
     left = sum(size + 2 for size in _head_widths(found)) + 1
-    slices, first, used = [], 0, left
+    ranges: list[list[int]] = [[]]
+    used = left
     for at in range(len(found.columns)):
         need = _column_width(found, at) + 2
-        if at > first and used + need > width + 2:
-            slices.append((first, at))
-            first, used = at, left
+        if ranges[-1] and used + need > width + 2:
+            ranges.append([])
+            used = left
+        ranges[-1].append(at)
         used += need
-    return [*slices, (first, len(found.columns))]
+    return [
+        found.part(sorted({row for row, column in found.cells if column in columns}), columns)
+        for columns in ranges
+    ]
 
 
-def _lines(found: Grid, first: int, last: int) -> list[str]:
+def _lines(found: Grid) -> list[str]:
     heads = _head_widths(found)
-    columns = range(first, last)
-    widths = {at: _column_width(found, at) for at in columns}
-    cells = {at: _column(found, at) for at in columns}
+    columns = [_column(found, at) for at in range(len(found.columns))]
+    widths = _widths(found)
     lines = []
     for level in range(len(found.column_names)):
         bottom = level == len(found.column_names) - 1
-        names = found.row_names if bottom else ("",) * len(heads)
-        left = "  ".join(name.ljust(size) for name, size in zip(names, heads))
-        right = "  ".join(_over(found, at, first, level).ljust(widths[at]) for at in columns)
-        lines.append(f" {left}  {right}".rstrip())
+        names = list(found.row_names) if bottom else [""] * len(heads)
+        over = [""] * len(columns)
+        for at, _, name in found.spans(level):
+            over[at] = name
+        lines.append(_line(names, heads, over, widths))
     for row, head in enumerate(found.rows):
-        if not any(cells[at][row] for at in columns):
-            continue
-        shown_head = head if row == 0 else _unrepeated(head, found.rows[row - 1])
-        left = "  ".join(name.ljust(size) for name, size in zip(shown_head, heads))
-        right = "  ".join(cells[at][row].ljust(widths[at]) for at in columns)
-        lines.append(f" {left}  {right}".rstrip())
-    return lines
+        shown_head = _unrepeated(head, found.rows[row - 1]) if row else list(head)
+        lines.append(_line(shown_head, heads, [cells[row] for cells in columns], widths))
+    return [line for line in lines if line]
 
 
-def _over(found: Grid, at: int, first: int, level: int) -> str:
-    """A head above a column, once for neighbours that share it (not on the lowest level)."""
-    name = found.columns[at][level]
-    lowest = level == len(found.column_names) - 1
-    same = at > first and found.columns[at][: level + 1] == found.columns[at - 1][: level + 1]
-    return name if lowest or not same else ""
+def _line(
+    heads: Sequence[str], sizes: Sequence[int], cells: Sequence[str], widths: Sequence[int]
+) -> str:
+    left = "".join(f"{name:<{size}}  " for name, size in zip(heads, sizes))
+    right = "  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths))
+    return f" {left}{right}".rstrip()
+
+
+def _widths(found: Grid) -> list[int]:
+    """Widths of the columns; the last one under a head gives the head the room it needs."""
+    widths = [_column_width(found, at) for at in range(len(found.columns))]
+    for level in range(len(found.column_names) - 1):
+        for first, count, name in found.spans(level):
+            room = sum(widths[first : first + count]) + 2 * (count - 1)
+            widths[first + count - 1] += max(len(name) - room, 0)
+    return widths
 
 
 def _unrepeated(head: tuple[str, ...], above: tuple[str, ...]) -> list[str]:
@@ -125,79 +144,110 @@ def _unrepeated(head: tuple[str, ...], above: tuple[str, ...]) -> list[str]:
 
 def markdown(item: Item) -> str:
     """The tables as Markdown, feet as a list."""
-    parts = [f"### {escape_markdown(heading(item))}\n"]
+    lines = [f"### {escape_markdown(heading(item))}", "", escape_markdown(item.title), ""]
     for arm in item.arms:
-        found = grid(item, arm)
-        if not found.cells:
-            continue
-        if arm:
-            parts.append(f"Reading `{arm}`:\n")
-        heads = [*found.row_names, *(" ".join(filter(None, head)) for head in found.columns)]
-        parts.append(_markdown_row(heads))
-        parts.append("|" + " --- |" * len(found.row_names) + " ---: |" * len(found.columns))
-        for row, head in enumerate(found.rows):
-            cells = [shown(found.cells.get((row, at))) for at in range(len(found.columns))]
-            parts.append(_markdown_row([*head, *cells]))
-        parts.append("")
-    parts += [f"- {escape_markdown(line)}" for line in feet(item)]
+        tables = grids(item, arm)
+        if arm and tables:
+            lines += [escape_markdown(reading(item, arm)), ""]
+        for found in tables:
+            lines += [*_markdown_table(found), ""]
+    lines += [f"- {escape_markdown(line)}" for line in feet(item)]
+    lines += [f"- {escape_markdown(_claim(one))}" for one in item.claims if one.ours is not None]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_table(found: Grid) -> list[str]:
+    heads = [*found.row_names, *(" ".join(filter(None, head)) for head in found.columns)]
+    rule = "|" + " --- |" * len(found.row_names) + " ---: |" * len(found.columns)
+    lines = [_markdown_row(heads), rule]
+    for row, head in enumerate(found.rows):
+        cells = [shown(found.cells.get((row, at))) for at in range(len(found.columns))]
+        lines.append(_markdown_row([*head, *cells]))
+    return lines
+
+
+def _claim(claim: ItemClaim) -> str:
     verdict = {True: "holds", False: "does not hold", None: "not checked"}
-    for claim in item.claims:
-        if claim.ours is not None:
-            line = (
-                f"claim {claim.id}: {claim.text} – ours: {verdict[claim.ours]}, "
-                f"printed: {verdict[claim.printed]}"
-            )
-            parts.append(f"- {escape_markdown(line)}")
-    return "\n".join(parts) + "\n"
+    against = f" ({claim.sentence.removeprefix('does not hold: ')})" if not claim.ours else ""
+    return (
+        f"claim {claim.id}: {claim.text} – ours: {verdict[claim.ours]}{against}, "
+        f"printed: {verdict[claim.printed]}"
+    )
 
 
-def _markdown_row(cells: list[str]) -> str:
+def _markdown_row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(escape_markdown(cell) for cell in cells) + " |"
 
 
 def latex(item: Item) -> str:
-    """One booktabs `tabular` per arm; needs `\\usepackage{booktabs}`."""
+    """One booktabs `tabular` per table of each arm; needs `\\usepackage{booktabs}`."""
     blocks = []
     for arm in item.arms:
-        found = grid(item, arm)
-        if not found.cells:
-            continue
-        count = len(found.row_names)
-        lines = [
-            f"% {heading(item)}{f', reading {arm}' if arm else ''}",
-            r"\begin{tabular}{" + "l" * count + "r" * len(found.columns) + "}",
-            r"\toprule",
-        ]
-        for level in range(len(found.column_names)):
-            names = found.row_names if level == len(found.column_names) - 1 else ("",) * count
-            heads = [*names, *(head[level] for head in found.columns)]
-            lines.append(" & ".join(map(escape_latex, heads)) + r" \\")
-        lines.append(r"\midrule")
-        for row, head in enumerate(found.rows):
-            cells = [shown(found.cells.get((row, at))) for at in range(len(found.columns))]
-            lines.append(" & ".join(map(escape_latex, [*head, *cells])) + r" \\")
-        blocks.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n")
+        for found in grids(item, arm):
+            lines = [f"% {heading(item)}", f"% {item.title}"]
+            lines += [f"% {reading(item, arm)}"] if arm else []
+            blocks.append("\n".join([*lines, *_latex_table(found)]) + "\n")
     return "\n".join(blocks)
+
+
+def _latex_table(found: Grid) -> list[str]:
+    count = len(found.row_names)
+    lines = [r"\begin{tabular}{" + "l" * count + "r" * len(found.columns) + "}", r"\toprule"]
+    for level in range(len(found.column_names)):
+        lines += _latex_heads(found, level)
+    lines.append(r"\midrule")
+    for row, head in enumerate(found.rows):
+        above = found.rows[row - 1] if row else None
+        if above is not None and count > 1 and head[0] != above[0]:
+            lines.append(r"\addlinespace")
+        left = head if above is None else _unrepeated(head, above)
+        cells = [shown(found.cells.get((row, at))) for at in range(len(found.columns))]
+        lines.append(" & ".join(map(escape_latex, [*left, *cells])) + r" \\")
+    return [*lines, r"\bottomrule", r"\end{tabular}"]
+
+
+def _latex_heads(found: Grid, level: int) -> list[str]:
+    """One line of heads, and the rules under those that span several columns."""
+    count = len(found.row_names)
+    if level == len(found.column_names) - 1:
+        heads = [*found.row_names, *(head[level] for head in found.columns)]
+        return [" & ".join(map(escape_latex, heads)) + r" \\"]
+    heads, rules = [""] * count, []
+    for at, size, head in found.spans(level):
+        name = escape_latex(head)
+        heads.append(rf"\multicolumn{{{size}}}{{c}}{{{name}}}" if size > 1 else name)
+        if size > 1 and name:
+            rules.append(rf"\cmidrule(lr){{{count + at + 1}-{count + at + size}}}")
+    return [" & ".join(heads) + r" \\", *([" ".join(rules)] if rules else [])]
 
 
 def csv(item: Item) -> str:
     """One row per cell: its keys, the printed number, ours with interval and n."""
-    names = list(dict.fromkeys(name for cell in item.cells for name in cell.keys))
-    columns = list(dict.fromkeys(["item", "preset", *names, *_row(item, item.cells[0])]))
+    return csv_of([item])
+
+
+def csv_of(found: Sequence[Item]) -> str:
+    """The cells of several items under one head."""
+    rows = [
+        {"item": item.id, "preset": item.preset, **cell.keys, **_row(item, cell)}
+        for item in found
+        for cell in item.cells
+    ]
+    keys = dict.fromkeys(name for item in found for cell in item.cells for name in cell.keys)
+    rest = dict.fromkeys(name for row in rows for name in row)
     buffer = io.StringIO()
-    writer = csv_.DictWriter(buffer, columns, lineterminator="\n")
+    writer = csv_.DictWriter(
+        buffer, list({"item": None, "preset": None} | keys | rest), lineterminator="\n"
+    )
     writer.writeheader()
-    for cell in item.cells:
-        writer.writerow({**cell.keys, **_row(item, cell)})
+    writer.writerows(rows)
     return buffer.getvalue()
 
 
 def _row(item: Item, cell: ItemCell) -> dict[str, object]:
     ours = cell.ours
     difference = cell.difference
-    return {
-        "item": item.id,
-        "preset": item.preset,
+    own = {
         "arm": cell.arm,
         "metric": cell.metric,
         "unit": cell.unit,
@@ -207,17 +257,26 @@ def _row(item: Item, cell: ItemCell) -> dict[str, object]:
         "high": None if ours is None else ours.high,
         "difference": None if difference is None else round(difference, 4),
         "n": None if ours is None else ours.n,
+        "seeds": "" if ours is None else " ".join(map(str, ours.seeds)),
         "dataset_used": cell.dataset or cell.keys.get("dataset"),
         "status": cell.status,
         "reason": cell.reason,
         "diagnostics": "" if ours is None else " ".join(one.id for one in ours.flagged),
         "results": "" if ours is None else " ".join(ours.results),
     }
+    # A key of the layout may be called as a column is (`metric`); it says the same.
+    return {name: value for name, value in own.items() if name not in cell.keys}
 
 
 def as_json(item: Item) -> str:
     """The stored document."""
     return json.dumps(item.document(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def all_as_json(found: Sequence[Item]) -> str:
+    """Several items as one document `{"items": [...]}`."""
+    document = {"items": [item.document() for item in found]}
+    return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 FORMATS: dict[str, Callable[[Item], str]] = {

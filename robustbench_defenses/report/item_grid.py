@@ -1,25 +1,91 @@
-"""An item in the paper's shape: heads of rows and columns, and which cell stands where."""
+"""An item in the paper's shape: heads of rows and columns, which cell stands where, and the lines
+that stand above and under every table."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from . import text
 from .item import STRONG, Item, ItemCell, Key
 
 Head = tuple[str, ...]
+Place = tuple[Key, ...]
+BUDGETS = (
+    "eps",
+    "train_eps",
+    "step_size",
+)  # keys in pixel units, printed as k/255 on colour images
 
 
 @dataclass(frozen=True)
 class Grid:
-    """`rows`, `columns`: heads in the printed order; `cells`: by (row, column) place."""
+    """`rows`, `columns`: heads in the printed order; `column_places`: the keys behind the heads of
+    columns; `cells`: by (row, column) place."""
 
     row_names: tuple[str, ...]
     column_names: tuple[str, ...]
     rows: list[Head]
     columns: list[Head]
+    column_places: list[Place]
     cells: dict[tuple[int, int], ItemCell]
+
+    def tau(self, item: Item, column: int) -> float | None:
+        """Kendall's tau of a column, None where there is none."""
+        wanted = dict(zip(self.column_names, self.column_places[column]))
+        for found in item.agreement.columns:
+            if found.column == wanted:
+                return found.tau
+        return None
+
+    def spans(self, level: int) -> list[tuple[int, int, str]]:
+        """The heads of a level: first column, number of columns, text. Neighbours that agree down
+        to this level share one; on the lowest level each column has its own."""
+        lowest = level == len(self.column_names) - 1
+        found: list[tuple[int, int, str]] = []
+        for at, head in enumerate(self.columns):
+            same = at > 0 and head[: level + 1] == self.columns[at - 1][: level + 1]
+            if same and not lowest:
+                first, count, name = found[-1]
+                found[-1] = (first, count + 1, name)
+            else:
+                found.append((at, 1, head[level]))
+        return found
+
+    def blocks(self) -> list[Grid]:
+        """The grid, or one for each first head of rows where these share few columns, as panels
+        over different budgets do."""
+        if not self.cells or 2 * len(self.cells) >= len(self.rows) * len(self.columns):
+            return [self]
+        firsts = list(dict.fromkeys(head[0] for head in self.rows)) if self.row_names else []
+        found = [
+            self.part([at for at, head in enumerate(self.rows) if head[0] == first])
+            for first in firsts
+        ]
+        return found if sum(len(one.columns) for one in found) < 2 * len(self.columns) else [self]
+
+    def part(self, rows: Sequence[int], columns: Sequence[int] | None = None) -> Grid:
+        """Some rows, and some columns: by default those that the rows fill."""
+        if columns is None:
+            columns = sorted({column for row, column in self.cells if row in rows})
+        return replace(
+            self,
+            rows=[self.rows[at] for at in rows],
+            columns=[self.columns[at] for at in columns],
+            column_places=[self.column_places[at] for at in columns],
+            cells={
+                (rows.index(row), columns.index(column)): cell
+                for (row, column), cell in self.cells.items()
+                if row in rows and column in columns
+            },
+        )
+
+
+def grids(item: Item, arm: str = "") -> list[Grid]:
+    """The tables of one arm, none where it has no cells; `grid` as `blocks` parts it."""
+    found = grid(item, arm)
+    return found.blocks() if found.cells else []
 
 
 def grid(item: Item, arm: str = "") -> Grid:
@@ -30,24 +96,30 @@ def grid(item: Item, arm: str = "") -> Grid:
     chosen = [cell for cell in item.cells if cell.arm == arm and _shown(cell)]
     headline = [cell for cell in chosen if not is_strong(cell)]
     strong = [cell for cell in chosen if is_strong(cell)] if not arm else []
-    rows = _order([_keys(cell, item.rows) for cell in headline], item.row_order)
-    columns = _order([_keys(cell, item.columns) for cell in headline], item.column_order)
+    rows = _order([_keys(cell, item.rows) for cell in headline], item, item.row_order)
+    columns = _order([_keys(cell, item.columns) for cell in headline], item, item.column_order)
     rows = _with_strong(rows, [_keys(cell, item.rows) for cell in strong])
-    columns = _with_strong(columns, [_keys(cell, item.columns) for cell in strong])
+    columns = _with_strong(columns, [_strong_column(cell, item) for cell in strong])
     place_of_row = {keys: at for at, keys in enumerate(rows)}
     place_of_column = {keys: at for at, keys in enumerate(columns)}
+    cells: dict[tuple[int, int], ItemCell] = {}
+    for cell in [*headline, *strong]:
+        column = _strong_column(cell, item) if is_strong(cell) else _keys(cell, item.columns)
+        cells.setdefault((place_of_row[_keys(cell, item.rows)], place_of_column[column]), cell)
+    named = (*item.rows, *item.columns)
     return Grid(
         row_names=item.rows,
         column_names=item.columns,
-        rows=[_head(keys, item.rows) for keys in rows],
-        columns=[_head(keys, item.columns) for keys in columns],
-        cells={
-            (
-                place_of_row[_keys(cell, item.rows)],
-                place_of_column[_keys(cell, item.columns)],
-            ): cell
-            for cell in [*headline, *strong]
-        },
+        rows=[_head(keys, item.rows, named) for keys in rows],
+        columns=[
+            tuple(
+                label if isinstance(key, str) else f"{name} {label}"
+                for label, key, name in zip(_head(keys, item.columns, named), keys, item.columns)
+            )
+            for keys in columns
+        ],
+        column_places=columns,
+        cells=cells,
     )
 
 
@@ -60,20 +132,33 @@ def _shown(cell: ItemCell) -> bool:
     return cell.ours is not None or cell.status not in ("left_out", "missing_data")
 
 
-def _keys(cell: ItemCell, names: Sequence[str]) -> tuple[Key, ...]:
+def _keys(cell: ItemCell, names: Sequence[str]) -> Place:
     return tuple(cell.keys.get(name, "") for name in names)
 
 
-def _order(found: Iterable[tuple[Key, ...]], printed: Sequence[str]) -> list[tuple[Key, ...]]:
-    """Each place once: as printed where the item says so, else as the cells come."""
+def _strong_column(cell: ItemCell, item: Item) -> Place:
+    """The column of a strong cell; one of its own where the layout names no attack."""
+    keys = _keys(cell, item.columns)
+    named = {cell.keys.get(name) for name in (*item.rows, *item.columns)}
+    if STRONG in named or not keys:
+        return keys
+    return (*keys[:-1], f"{STRONG} {item.columns[-1]} {key_label(item.columns[-1], keys[-1])}")
+
+
+def _order(found: Iterable[Place], item: Item, printed: Sequence[str]) -> list[Place]:
+    """Each place once: as printed where the item says so; else as the cells come, in a figure by
+    number and as its axes name panels and curves."""
     places = list(dict.fromkeys(found))
-    rank = {name: at for at, name in enumerate(printed)}
-    return sorted(places, key=lambda keys: rank.get("|".join(map(str, keys)), len(rank)))
+    if item.kind == "figure" and not printed:
+        named = [*item.axes.get("panels", ()), *item.axes.get("curves", ())]
+        named += [key for place in places for key in place if isinstance(key, str)]
+        rank = {name: float(at) for at, name in reversed(list(enumerate(named)))}
+        return sorted(places, key=lambda keys: [rank[k] if isinstance(k, str) else k for k in keys])
+    at_print = {name: at for at, name in enumerate(printed)}
+    return sorted(places, key=lambda keys: at_print.get("|".join(map(str, keys)), len(at_print)))
 
 
-def _with_strong(
-    places: list[tuple[Key, ...]], strong: Iterable[tuple[Key, ...]]
-) -> list[tuple[Key, ...]]:
+def _with_strong(places: list[Place], strong: Iterable[Place]) -> list[Place]:
     """`places` and the strong ones, each behind the last place that begins as it does."""
     result = list(places)
     for keys in dict.fromkeys(strong):
@@ -84,19 +169,40 @@ def _with_strong(
     return result
 
 
-def _head(keys: tuple[Key, ...], names: Sequence[str]) -> Head:
-    clean = "" if "setting" in names else "clean"  # the setting says it already
+def _head(keys: Place, names: Sequence[str], layout: Sequence[str]) -> Head:
+    clean = "" if "setting" in layout else "clean"  # the setting says it already
     shown = {("attack", "none"): clean, ("budget", "none"): ""}
-    return tuple(shown.get((name, str(key)), _named(key)) for key, name in zip(keys, names))
+    return tuple(
+        shown.get((name, str(key)), key_label(name, key)) for key, name in zip(keys, names)
+    )
 
 
-def _named(key: Key) -> str:
-    return str(key) if isinstance(key, str) else f"{key:g}"
+def key_label(name: str, key: Key) -> str:
+    """A key as heads write it: names as they are, numbers short, budgets such as 0.031373 as
+    8/255."""
+    if isinstance(key, str):
+        return key
+    if name in BUDGETS and abs(key - round(key, 3)) > 1e-9:
+        halves = round(510 * key)
+        if abs(510 * key - halves) < 1e-3:  # recipes keep six digits
+            return f"{halves / 2:g}/255"
+    return f"{key:g}"
+
+
+def named(cell: ItemCell, names: Iterable[str] = ()) -> str:
+    """The cell's keys, or some of them, in a few words."""
+    chosen = [name for name in (names or cell.keys) if name in cell.keys]
+    shown = {name: key_label(name, cell.keys[name]) for name in chosen}
+    return ", ".join(
+        label if isinstance(cell.keys[name], str) else f"{name} {label}"
+        for name, label in shown.items()
+        if label != "none"
+    )
 
 
 def value(number: float | None, unit: str) -> str:
     """A number as the item writes it: percent with one decimal, fractions with three."""
-    return text.decimal(number, {"percent": 1, "count": 0}.get(unit, 3))
+    return text.decimal(number, {"percent": 1, "count": 0, "milliseconds": 2}.get(unit, 3))
 
 
 def signed(number: float, unit: str) -> str:
@@ -107,69 +213,174 @@ def signed(number: float, unit: str) -> str:
     return ("+" if number > 0 else "-") + shown
 
 
+def points(cell: ItemCell) -> float | None:
+    """The difference on one scale for all units: points of a percentage or of a share, else
+    percent of the printed value (infinite where that is 0). None without a difference."""
+    difference = cell.difference
+    if difference is None or cell.printed is None or cell.unit == "percent":
+        return difference
+    if cell.unit == "fraction":
+        return 100 * difference
+    if difference == 0:
+        return 0.0
+    return (
+        100 * difference / abs(cell.printed)
+        if cell.printed
+        else math.copysign(math.inf, difference)
+    )
+
+
 def mark(cell: ItemCell) -> str:
     """` !` where a diagnostic speaks against our number."""
     return " !" if cell.ours is not None and cell.ours.flagged else ""
 
 
-def shown(cell: ItemCell | None) -> str:
-    """A cell as `ours (printed, difference)`; a dash for what is not there."""
+def parts(cell: ItemCell) -> tuple[str, str, str]:
+    """Ours, printed, difference as text; empty where nothing is printed or measured."""
+    ours = value(None if cell.ours is None else cell.ours.value, cell.unit)
+    printed = "" if cell.printed is None else value(cell.printed, cell.unit)
+    difference = "" if cell.difference is None else signed(cell.difference, cell.unit)
+    return ours, printed, difference
+
+
+def shown(cell: ItemCell | None, widths: tuple[int, int, int] = (0, 0, 0)) -> str:
+    """A cell as `ours (printed, difference)`, each part at least `widths` wide; a dash for what
+    is not measured, nothing where the paper has no such place."""
     if cell is None:
         return ""
-    ours = value(None if cell.ours is None else cell.ours.value, cell.unit)
+    ours, printed, difference = (part.rjust(size) for part, size in zip(parts(cell), widths))
     if cell.printed is None:
         return ours + mark(cell)
-    printed = value(cell.printed, cell.unit)
     if cell.difference is None:
         return f"{ours} ({printed})"
-    return f"{ours} ({printed}, {signed(cell.difference, cell.unit)}){mark(cell)}"
+    return f"{ours} ({printed}, {difference}){mark(cell)}"
+
+
+def title(item: Item) -> str:
+    """`table 2` of `aicr/table2`, `figure A10` of `afd/figure_a10`."""
+    name = item.id.partition("/")[2]
+    for kind in ("table", "figure"):
+        if name.startswith(kind):
+            return f"{kind} {name[len(kind) :].lstrip('_').upper()}"
+    return name
 
 
 def heading(item: Item) -> str:
-    """The line above the table."""
-    parts = [f"{item.id}, {item.title}", item.preset]
-    if item.n:
-        parts.append(f"n = {text.count(item.n)}")
-    return " · ".join([*parts, "ours (printed, difference)"])
+    """The line above the table: which item, how much of it, and what a cell is."""
+    sizes = [f"n = {text.count(item.n)}"] if item.n else []
+    compared = any(cell.printed is not None for cell in item.cells)
+    form = ["ours (printed, difference)"] if compared else []
+    return " · ".join([item.id, item.preset, *sizes, *form])
 
 
 def feet(item: Item) -> list[str]:
-    """The lines under the table: agreement, marks, what stands in, what is missing."""
-    found = item.agreement
-    lines = []
-    if found.measured:
-        taus = [column.tau for column in found.columns if column.tau is not None]
-        order = ""
-        if taus:
-            kept = sum(tau == 1 for tau in taus)
-            order = (
-                f" · printed order kept in {kept} of {len(taus)} columns "
-                f"(Kendall tau {sum(taus) / len(taus):.2f} on average)"
-            )
-        lines.append(
-            f"{found.measured} of {found.printed} printed cells measured · "
-            f"{found.within_two} within 2 points{order}"
-        )
-    sentences: dict[str, list[str]] = {}
-    for cell in item.headline():
-        for diagnostic in [] if cell.ours is None else cell.ours.flagged:
-            who = str(cell.keys.get("defense", ""))
-            named = sentences.setdefault(diagnostic.name, [])
-            if who not in named:
-                named.append(who)
-    for name, concerned in sentences.items():
-        lines.append(f"! {name} ({', '.join(filter(None, concerned))})")
+    """The lines under the table: agreement, intervals, marks, stand-ins, what is missing."""
+    lines = [agreement(item), *_numbers(item), *_marks(item)]
     if item.strong_n:
         lines.append(
             "strong: worst case per image over all of the paper's attacks and AutoAttack, "
-            f"n = {item.strong_n}"
+            f"n = {text.count(item.strong_n)}"
         )
+    lines += [*stand_ins(item), *schedule(item), *_faults(item), *absent(item)]
+    return [line for line in lines if line]
+
+
+def agreement(item: Item) -> str:
+    """How many cells are measured, how many are near, and whether the order is kept."""
+    found = item.agreement
+    if not found.measured:
+        return ""
+    line = (
+        f"{found.measured} of {found.printed} printed cells measured · "
+        f"{found.within_two} within 2 points"
+    )
+    taus = [column.tau for column in found.columns if column.tau is not None]
+    if taus:
+        kept = sum(tau == 1 for tau in taus)
+        line += (
+            f" · printed order kept in {kept} of {len(taus)} columns "
+            f"(Kendall tau {sum(taus) / len(taus):.2f} on average)"
+        )
+    return line
+
+
+def _numbers(item: Item) -> list[str]:
+    """Unit, widest interval and seeds of our numbers."""
+    ours = [(cell.unit, cell.ours) for cell in item.headline() if cell.ours is not None]
+    said = []
+    for unit in dict.fromkeys(unit for unit, _ in ours):
+        ends = [
+            max(one.value - one.low, one.high - one.value)
+            for other, one in ours
+            if other == unit and one.low is not None and one.high is not None
+        ]
+        if ends:
+            said.append(f"95 % interval up to ±{value(max(ends), unit)}")
+    seeds = max((len(one.seeds) for _, one in ours), default=0)
+    if seeds > 1:
+        said.append(f"mean over {seeds} seeds")
+    unit = "" if item.unit in ("mixed", "none") else f"{item.metric} in {item.unit}"
+    return [" · ".join(filter(None, [unit, *said]))] if said else []
+
+
+def _marks(item: Item) -> list[str]:
+    """One line per diagnostic that fired, with the defenses that it concerns."""
+    names: dict[str, list[str]] = {}
+    for cell in item.cells:
+        for diagnostic in [] if cell.ours is None else cell.ours.flagged:
+            concerned = names.setdefault(diagnostic.name, [])
+            who = str(cell.keys.get("defense", ""))
+            if who and who not in concerned:
+                concerned.append(who)
+    return [
+        f"! {name}" + (f" ({', '.join(concerned)})" if concerned else "")
+        for name, concerned in names.items()
+    ]
+
+
+def stand_ins(item: Item) -> list[str]:
+    """One line per data set that took the place of others."""
+    places: dict[str, list[str]] = {}
     for asked, used in item.stand_ins.items():
-        lines.append(f"{used} stands in for {asked}: not the data that the paper used")
-    failed = [cell for cell in item.cells if cell.status == "failed" and cell.ours is None]
-    if failed:
-        lines.append(f"{len(failed)} cells failed: {failed[0].reason}")
-    missing = [cell for cell in item.headline() if cell.status == "missing_data" and not cell.ours]
-    if missing:
-        lines.append(f"{len(missing)} cells are not here: {missing[0].reason}")
+        places.setdefault(used, []).append(asked)
+    return [
+        f"{used} stands in for {listed(asked)}: not the data that the paper used"
+        for used, asked in places.items()
+    ]
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
+def schedule(item: Item) -> list[str]:
+    """How the trainings differ from the paper's, in one line: what all of them have in common."""
+    runs = [run.deviations for run in item.runs]
+    if not any(runs):
+        return []
+    common = [one for one in runs[0] if all(one in other for other in runs)]
+    shown = common[:3]
+    rest = len({one for run in runs for one in run}) - len(shown)
+    more = [f"{rest} more deviations from the paper's schedule"] if rest else []
+    return [f"{item.preset}: {listed([*shown, *more])}"]
+
+
+def _faults(item: Item) -> list[str]:
+    """One line per warning of a training."""
+    return [f"training {run.id}: {sentence}" for run in item.runs for sentence in run.warnings]
+
+
+def absent(item: Item) -> list[str]:
+    """Why cells have no number of ours."""
+    lines = []
+    for status, said in (("failed", "failed"), ("missing_data", "cannot be measured here")):
+        cells = [cell for cell in item.cells if cell.status == status and cell.ours is None]
+        reasons = dict.fromkeys(cell.reason for cell in cells if cell.reason)
+        if cells:
+            cause = "; ".join(reasons) or "no reason is stored"
+            lines.append(f"{len(cells)} cell{'s' * (len(cells) != 1)} {said}: {cause}")
+    cited = sum(cell.status == "cited" and cell.ours is None for cell in item.headline())
+    if cited:
+        lines.append(f"{cited} cell{'s' * (cited != 1)} cited by the paper only, not run by us")
     return lines

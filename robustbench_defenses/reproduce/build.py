@@ -14,7 +14,7 @@ from ..core.files import write_json, write_text
 from ..evaluation import metrics, store
 from ..evaluation.schema import Diagnostic, Environment, Result
 from ..report import item as items
-from ..report import item_formats
+from ..report import item_formats, item_grid
 from ..report.item import Agreement, ColumnAgreement, Item, ItemCell, ItemRun, Key, Measured
 from ..training.runs import RunInfo, read_info, runs_folder
 from .claims import judge
@@ -91,7 +91,9 @@ def build(
         row_order=recipe.row_order,
         column_order=recipe.column_order,
         axes=recipe.axes,
+        source=recipe.source,
         notes=recipe.notes,
+        readings={arm.name: arm.text for arm in recipe.arms},
         cells=tuple(cells),
         claims=tuple(judge(claim, headline) for claim in recipe.claims),
         runs=tuple(runs),
@@ -142,6 +144,8 @@ def _cell(one: Wanted, answers: Answers) -> ItemCell:
         unit=cell.unit,
         arm=one.arm,
         printed=cell.value if cell.printed_here else None,
+        elsewhere=None if cell.printed_here else cell.value,
+        source=cell.source,
         printed_as=cell.printed_as,
         flag=cell.flag,
         cited=cell.cited,
@@ -314,7 +318,7 @@ def _merged(
 def _agreement(recipe: Recipe, headline: Sequence[ItemCell]) -> Agreement:
     printed = [cell for cell in headline if cell.printed is not None]
     both = [cell for cell in printed if cell.ours is not None]
-    within = sum(abs(cell.difference or 0.0) <= WITHIN for cell in both)
+    within = sum(abs(item_grid.points(cell) or 0.0) <= WITHIN for cell in both)
     groups: dict[tuple[Key, ...], list[ItemCell]] = {}
     for cell in both:
         groups.setdefault(tuple(cell.keys[k] for k in recipe.layout.columns), []).append(cell)

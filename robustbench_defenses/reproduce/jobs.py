@@ -182,7 +182,7 @@ def _evaluate(job: Job, place: Place, progress: Progress) -> dict[str, str]:
             n=one.asked.n,
             settings={full_name(e.asked.attack): dict(e.asked.settings) for e in group},
             sweep="independent" if one.asked.eps is not None else "envelope",
-            **({} if one.source is None else {"source": one.source.run_id}),
+            source=None if one.source is None else one.source.run_id,
             data_dir=place.data_dir,
             results_dir=place.results_dir,
             device=place.device,

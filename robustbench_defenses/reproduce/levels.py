@@ -10,16 +10,24 @@ from types import MappingProxyType
 @dataclass(frozen=True)
 class Level:
     """`n` test examples (-1: all), `strong_n` for `--strong`, whose AutoAttack has the parameters
-    `strong`; `collapse`: every data set becomes this one, on its default networks."""
+    `strong`; `collapse`: every data set becomes this one, on its default networks; `two_points`:
+    sweeps without printed numbers keep their first and their middle point."""
 
     n: int
     strong_n: int
     strong: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     collapse: str | None = None
+    two_points: bool = False
 
 
 LEVELS: dict[str, Level] = {
-    "smoke": Level(n=100, strong_n=40, strong={"steps": 10, "n_queries": 100}, collapse="digits"),
+    "smoke": Level(
+        n=100,
+        strong_n=40,
+        strong={"steps": 10, "n_queries": 100},
+        collapse="digits",
+        two_points=True,
+    ),
     "quick": Level(n=1000, strong_n=200),
     "short": Level(n=-1, strong_n=1000),
     "paper": Level(n=-1, strong_n=1000),

@@ -15,6 +15,7 @@ from .levels import LEVELS, STAND_INS, Level
 from .recipe import Cell, Recipe, Rules, SubjectRule
 
 Only = Mapping[str, Sequence[str]]
+HEADLINE = "headline"  # what `--only arm=` calls the first reading
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,9 @@ def make(
         raise UserError(
             f"unknown preset {preset!r}", did_you_mean(preset, list(LEVELS), ", ".join(LEVELS))
         )
-    plan = Plan(preset, LEVELS[preset], list(chosen), [], [], strong=strong)
+    level = LEVELS[preset]
+    used = [one.with_two_points() if level.two_points else one for one in chosen]
+    plan = Plan(preset, level, used, [], [], strong=strong)
     plan.only = {name: list(values) for name, values in (only or {}).items()}
     _check_only(plan)
     for recipe in plan.recipes:
@@ -88,7 +91,7 @@ def _check_only(plan: Plan) -> None:
     known: dict[str, set[str]] = {}
     for recipe in plan.recipes:
         known.setdefault("item", set()).update((recipe.id, recipe.id.partition("/")[2]))
-        known.setdefault("arm", set()).update(arm.name for arm in recipe.arms)
+        known.setdefault("arm", {HEADLINE}).update(arm.name for arm in recipe.arms)
         for cell in recipe.cells():
             for name, value in cell.keys.items():
                 known.setdefault(name, set()).add(_text(value))
@@ -113,8 +116,7 @@ def _text(value: Key) -> str:
 
 def _selected(plan: Plan, recipe: Recipe, cell: Cell, arm: str) -> bool:
     """Whether `--only` lets a cell through; readings beside the headline come on demand."""
-    arms = plan.only.get("arm")
-    if arm and arm not in (arms or []):
+    if (arm or HEADLINE) not in plan.only.get("arm", [HEADLINE]):
         return False
     for name, values in plan.only.items():
         wanted = {_text(value) for value in values}

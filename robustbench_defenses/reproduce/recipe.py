@@ -156,6 +156,14 @@ class Recipe(_Part):
                     cells.append(Cell(keys=keys, metric=self.metric, unit=self.unit))
         return cells
 
+    def with_two_points(self) -> Recipe:
+        """The recipe with two values of every numeric list that is multiplied out."""
+        measure = tuple(
+            {name: _two(value) if isinstance(value, list) else value for name, value in one.items()}
+            for one in self.measure
+        )
+        return self.model_copy(update={"measure": measure})
+
     def rules(self, cell: Cell) -> Rules:
         """The rules that produce a cell; a cell without a producer is a `ValueError`."""
         subject = first(self.subjects, cell.keys)
@@ -217,6 +225,7 @@ class Cell(_Part):
     flag: str | None = None
     cited: bool = False
     printed_here: bool = False
+    source: str | None = None
     note: str | None = None
 
     @classmethod
@@ -232,6 +241,7 @@ class Cell(_Part):
             flag=raw.get("flag"),
             cited=raw.get("cited", False) in (True, "inferred"),
             printed_here="source" not in raw,
+            source=raw.get("source"),
             note=raw.get("note"),
         )
 
@@ -276,6 +286,13 @@ def fill(value: Any, keys: Mapping[str, Any]) -> Any:
             raise ValueError(f"a rule speaks of {value}, and the cell has no {value[1:]}")
         return keys[value[1:]]
     return value
+
+
+def _two(values: list[Key]) -> list[Key]:
+    """The first and the middle of numbers; names all stay."""
+    if len(values) <= 2 or any(isinstance(value, str) for value in values):
+        return values
+    return [values[0], values[len(values) // 2]]
 
 
 def _over(base: dict[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,192 @@
+"""`rrd reproduce` from the outside: the smoke preset whole, bad input, kills, failures."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from robustbench_defenses.cli.main import main
+from robustbench_defenses.report import item as items
+from robustbench_defenses.reproduce import recipe as recipes
+
+SOME = ["aicr/table6", "--preset", "smoke", "--only", "defense=nt,pcl",
+        "--only", "attack=none,fgsm,pgd_linf"]  # fmt: skip
+
+
+def _cells(folder: Path, item: str = "aicr/table6") -> dict[str, Any]:
+    stored = items.load(items.folder(folder, item, "smoke") / "result.json")
+    return {
+        json.dumps(cell.keys): None
+        if cell.ours is None
+        else (cell.ours.value, cell.ours.low, cell.ours.high, cell.ours.n)
+        for cell in stored.cells
+    }
+
+
+@pytest.mark.slow
+def test_every_item_of_aicr_at_smoke_with_strong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(
+        ["reproduce", "aicr", "--preset", "smoke", "--strong", "--results", str(tmp_path), "--quiet"]
+    )
+    shown = capsys.readouterr()
+    assert code == 0, shown.err
+    for recipe in recipes.named("aicr"):
+        folder = items.folder(tmp_path, recipe.id, "smoke")
+        assert {"result.json", "table.md", "table.csv", "table.tex"} <= {
+            path.name for path in folder.iterdir()
+        }
+        item = items.load(folder / "result.json")
+        assert item.agreement.measured == item.agreement.printed
+        assert all(cell.ours is not None for cell in item.cells)
+        assert item.stand_ins.get("mnist") == "digits"
+        for cell in item.strong():
+            assert cell.ours is not None
+            plain = [
+                other.ours.value
+                for other in item.headline()
+                if other.ours is not None
+                and other.keys.get("eps") == cell.keys.get("eps")
+                and all(other.keys.get(k) == cell.keys.get(k) for k in ("dataset", "defense"))
+            ]
+            # 40 of the 100 images: a worst case is lower, up to what the images themselves differ.
+            assert cell.ours.value <= max(plain) + 15
+        for name in (path for cell in item.cells if cell.ours for path in cell.ours.results):
+            assert (tmp_path / name).is_file()
+        assert f"{recipe.id}, " in shown.out
+
+
+def test_the_same_again_is_answered_from_the_store(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["reproduce", *SOME, "--results", str(tmp_path), "--json"]
+    assert main(command) == 0
+    first = json.loads(capsys.readouterr().out)
+    weights = sorted((tmp_path / "runs").glob("*/weights/*"))
+    stamps = [path.stat().st_mtime_ns for path in weights]
+    assert main(command) == 0
+    second = json.loads(capsys.readouterr().out)
+    assert first["items"][0]["cells"] == second["items"][0]["cells"]
+    assert stamps == [path.stat().st_mtime_ns for path in weights]
+    assert first["failed"] == []
+
+
+def test_cells_measured_before_stay_in_the_item(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["reproduce", "aicr/table6", "--preset", "smoke", "--results", str(tmp_path), "--quiet"]
+    assert main([*base, "--only", "defense=nt", "--only", "attack=fgsm"]) == 0
+    before = {k: v for k, v in _cells(tmp_path).items() if v is not None}
+    assert len(before) == 2
+    assert main([*base, "--only", "defense=nt", "--only", "attack=none"]) == 0
+    after = {k: v for k, v in _cells(tmp_path).items() if v is not None}
+    assert before.items() <= after.items()
+    assert len(after) == 3
+    capsys.readouterr()
+
+
+def test_children_give_what_one_process_gives(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert main(["reproduce", *SOME, "--results", str(one), "--quiet", "--threads", "1"]) == 0
+    code = main(
+        ["reproduce", *SOME, "--results", str(two), "--quiet", "--threads", "1", "--jobs", "2"]
+    )
+    assert code == 0, capsys.readouterr().err
+    assert _cells(one) == _cells(two)
+
+
+@pytest.mark.slow
+def test_killed_at_ten_random_moments_it_ends_with_the_same_results(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+
+    def start(folder: Path) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "robustbench_defenses", "reproduce", *SOME, "--results",
+             str(folder), "--quiet", "--threads", "1"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    begun = time.monotonic()
+    assert start(whole).wait(600) == 0
+    took = time.monotonic() - begun
+    moments = random.Random(0)
+    killed = 0
+    for _ in range(10):
+        child = start(broken)
+        try:
+            # Past the imports, which take the first part of every run.
+            child.wait(moments.uniform(0.3, 0.9) * took)
+        except subprocess.TimeoutExpired:
+            os.kill(child.pid, signal.SIGKILL)
+            killed += 1
+            child.wait()
+    assert killed
+    assert start(broken).wait(600) == 0
+    assert _cells(whole) == _cells(broken)
+    assert not list(broken.rglob("*.tmp*"))
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = tmp_path / "results"
+    assert main(["reproduce", *SOME, "--results", str(results), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert not results.exists()
+    assert "train digits-lenet-nt-smoke-s0-" in shown
+    assert "to do" in shown
+
+
+def test_a_failed_job_is_told_and_the_rest_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from robustbench_defenses.core.errors import UserError
+    from robustbench_defenses.reproduce import jobs
+
+    original = jobs._train
+
+    def train(training: Any, place: Any, progress: Any) -> str:
+        if training.defense.startswith("pcl"):
+            raise UserError("training diverged")
+        return original(training, place, progress)
+
+    monkeypatch.setattr(jobs, "_train", train)
+    assert main(["reproduce", *SOME, "--results", str(tmp_path)]) == 1
+    shown = capsys.readouterr()
+    assert "failed: train digits-lenet-pcl_at_fgsm" in shown.err
+    assert "training diverged" in shown.err
+    found = [value for value in _cells(tmp_path).values() if value is not None]
+    assert len(found) == 5  # those of nt
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["aicr/table9"], "there is no recipe"),
+        (["aicr/table6", "--preset", "big"], "unknown preset"),
+        (["aicr/table6", "--only", "defense"], "cannot be read"),
+        (["aicr/table6", "--only", "defense=nothing"], "no cell has that value"),
+        (["aicr/table6", "--only", "colour=red"], "no cell has a colour"),
+        (["aicr/table5", "--preset", "quick"], "nothing of aicr/table5 can be measured here"),
+    ],
+)
+def test_bad_input(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results"
+    code = main(
+        ["reproduce", *arguments, "--results", str(results), "--data", str(tmp_path / "none")]
+    )
+    assert code == 2
+    assert message in capsys.readouterr().err
+    assert not results.exists()
