@@ -74,6 +74,7 @@ CARD = {
         },
     },
     "cost": "steps forward and backward passes per restart and target",
+    "budgets": {"quick": {"steps": 50}, "deep": {"restarts": 5}},
     "differences": (
         "pyautoattack and torchattacks compare the oldest loss with 0 instead of the loss at the "
         "start at the first checkpoint, and spend one pass more to judge the last point. "

@@ -3,7 +3,9 @@
 standard (Croce and Hein 2020): APGD on cross-entropy, APGD on the targeted DLR loss towards nine
 classes, targeted FAB towards nine classes, Square with 5,000 queries; 100 iterations and one
 restart each. In L1 (Croce and Hein 2021) APGD runs with five restarts and five targets.
-`rand` (random subjects): APGD on cross-entropy and on DLR.
+rand (subjects that answer at random): APGD on cross-entropy and on DLR, gradients averaged over
+the subject's draws. plus: APGD on cross-entropy and on the untargeted DLR loss with five restarts
+each, Square, and the targeted attacks towards nine classes.
 """
 
 from __future__ import annotations
@@ -29,11 +31,12 @@ CARD = {
     "cost": "100 + 900 + 900 forward and backward passes and 5,000 forward passes at most",
     "differences": (
         "an example leaves a member at once when it breaks, not when the member ends; fewer than "
-        "ten classes use as many targets as there are, two and three classes the plain losses."
+        "ten classes use as many targets as there are, two and three classes the plain losses. "
+        "plus: targeted FAB stands for the untargeted one too."
     ),
     "params": {
         "norm": {"help": "norm of the budget"},
-        "version": {"help": "standard, or rand for random subjects"},
+        "version": {"help": "which members; auto: standard, and rand for random subjects"},
         "steps": {"unit": "iterations", "min": 1, "help": "of APGD and FAB", "papers": {"aa": 100}},
         "n_queries": {"unit": "queries", "min": 1, "help": "of Square", "papers": {"aa": 5000}},
     },
@@ -43,7 +46,7 @@ CARD = {
 @dataclass(frozen=True)
 class AutoAttack:
     norm: Literal["linf", "l2", "l1"] = "linf"
-    version: Literal["standard", "rand"] = "standard"
+    version: Literal["auto", "standard", "rand", "plus"] = "auto"
     steps: int = 100
     n_queries: int = 5000
 
@@ -58,15 +61,27 @@ class AutoAttack:
         apgd = APGD(norm=self.norm, steps=self.steps, restarts=5 if l1 else 1, large_radius=l1)
         if self.version == "rand":
             return (("apgd_ce", apgd), ("apgd_dlr", replace(apgd, loss="dlr")))
+        fab = FabT(norm=self.norm, steps=self.steps)
+        square = Square(norm=self.norm, n_queries=self.n_queries, rescale_schedule=False)
+        if self.version == "plus":
+            five = replace(apgd, restarts=5)
+            return (
+                ("apgd_ce", five),
+                ("apgd_dlr", replace(five, loss="dlr")),
+                ("square", square),
+                ("apgd_t", replace(apgd, loss="dlr", targets=9, restarts=1)),
+                ("fab_t", fab),
+            )
         return (
             ("apgd_ce", apgd),
             ("apgd_t", replace(apgd, loss="dlr", targets=5 if l1 else 9, restarts=1)),
-            ("fab_t", FabT(norm=self.norm, steps=self.steps)),
-            (
-                "square",
-                Square(norm=self.norm, n_queries=self.n_queries, rescale_schedule=False),
-            ),
+            ("fab_t", fab),
+            ("square", square),
         )
+
+    def when_random(self) -> AutoAttack:
+        """What runs against a subject that answers at random."""
+        return replace(self, version="rand") if self.version == "auto" else self
 
     def passes(self, classes: int) -> tuple[int, int]:
         """The sum over the members' runs."""

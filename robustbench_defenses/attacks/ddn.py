@@ -26,6 +26,7 @@ CARD = {
     "version": 1,
     "source": "Rony et al. 2019, algorithm 1",
     "cost": "steps forward and backward passes",
+    "budgets": {"deep": {"steps": 1000}},
     "differences": (
         "the authors round to 256 levels, here nothing is rounded; the last perturbation, "
         "unchecked there, is judged too."

@@ -33,6 +33,7 @@ CARD = {
         "fab_t_l1": {"set": {"norm": "l1"}, "summary": "FAB-T, smallest L1 norm"},
     },
     "cost": "targets times steps forward and backward passes",
+    "budgets": {"quick": {"steps": 30, "targets": 3}},
     "differences": (
         "AutoAttack asks twice per step, before and after the backward step; here the gradient "
         "comes from the point before it. No random restarts, no final search on the segment."

@@ -35,6 +35,7 @@ CARD = {
         "bim_l2": {"set": {"decay": 0.0, "norm": "l2"}, "summary": "BIM in the L2 ball"},
     },
     "cost": "steps forward and backward passes",
+    "budgets": {"standard": {"steps": 40}, "deep": {"steps": 100}},
     "differences": (
         "foolbox accumulates the sign of the gradient, which is another method; "
         "torchattacks divides by the mean size, which moves the same way."

@@ -29,6 +29,10 @@ CARD = {
         "pgd_l1": {"set": {"norm": "l1", "steps": 100}, "summary": "PGD in the L1 ball (SLIDE)"},
     },
     "cost": "steps forward and backward passes per restart",
+    "budgets": {
+        "standard": {"steps": 100, "restarts": 5},
+        "deep": {"steps": 1000, "restarts": 20},
+    },
     "differences": (
         "foolbox and torchattacks judge the last iterate only; here each iterate counts. "
         "foolbox's L1 PGD rescales instead of projecting."

@@ -34,6 +34,7 @@ CARD = {
         "square_l1": {"set": {"norm": "l1"}, "summary": "Square in the L1 ball"},
     },
     "cost": "n_queries forward passes per restart, no backward pass",
+    "budgets": {"quick": {"n_queries": 500}, "deep": {"n_queries": 20000}},
     "differences": (
         "AutoAttack draws one window and one set of signs for a whole batch, never at the last row "
         "or column, and does not rescale the schedule; here each example has its own, anywhere."

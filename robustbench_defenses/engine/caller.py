@@ -1,4 +1,4 @@
-"""Every model call of a search: gradients, counting, splitting, memory, broken answers.
+"""Every model call of a search: counting, seeding, splitting, memory, broken answers.
 
 Weight gradients are never computed: the twin is frozen and only the input asks for a gradient.
 """
@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from ..core.draws import seeded
 from ..core.errors import Interrupted, UserError
-from .losses import loss_of
+from ..core.rng import name_key
+from .ask import ask, assembled, passes, together
+from .memory import in_parts, out_of_memory
 from .protocol import Answer, Query, Rows
-from .rows import scatter, take
+from .rows import take
 from .twin import Twin
 
 
@@ -29,7 +33,10 @@ class Cost:
 
 @dataclass
 class Caller:
-    """Asks the twin on behalf of rows; `queries` (N,) int64 counts forward passes per example."""
+    """Asks the twin on behalf of rows; `queries` (N,) int64 counts forward passes per example.
+
+    `seed`: of the draws of a random subject, which are fresh for every question.
+    """
 
     twin: Twin
     subject: str
@@ -37,16 +44,16 @@ class Caller:
     queries: Tensor
     batch_size: int
     cost: Cost = field(default_factory=Cost)
+    seed: object = 0
 
     def answer(self, query: Query, rows: Rows, fine: Tensor | None) -> Answer:
         """The answer to `query`; rows where `fine` (B,) is true are asked in float32."""
-        self.queries += torch.bincount(rows.example, minlength=len(self.queries))
         count = len(query.points)
-        self.cost.forward += count
-        if query.want == "gradient":
-            self.cost.backward += count
-        elif query.classes is not None:
-            self.cost.backward += int((query.classes >= 0).sum())
+        forward, backward = passes(query, self.twin.randomness)
+        asked = torch.bincount(rows.example, minlength=len(self.queries))
+        self.queries += asked * (forward // max(1, count))
+        self.cost.forward += forward
+        self.cost.backward += backward
         if fine is None or not bool(fine.any()):
             return self._whole(query, rows, fine=False)
         if bool(fine.all()):
@@ -55,114 +62,39 @@ class Caller:
         for flag in (False, True):
             index = (fine == flag).nonzero()[:, 0]
             parts.append((index, self._whole(take(query, index), take(rows, index), fine=flag)))
-        return _assembled(parts, count)
+        return assembled(parts, count)
 
     def _whole(self, query: Query, rows: Rows, fine: bool) -> Answer:
         """One call; halves the batch, and remembers, when the memory does not suffice."""
-        size = min(len(query.points), self.batch_size)
-        while True:
-            try:
-                if size >= len(query.points):
-                    return self._call(query, rows, fine)
-                everyone = torch.arange(len(query.points), device=query.points.device)
-                parts = []
-                for start in range(0, len(everyone), size):
-                    chunk = everyone[start : start + size]
-                    part = self._call(take(query, chunk), take(rows, chunk), fine)
-                    parts.append((chunk, part))
-                return _assembled(parts, len(everyone))
-            except Exception as error:
-                if size == 1 or not out_of_memory(error):
-                    raise
-                size = self.batch_size = max(1, size // 2)
+        held = together(query, self.twin.randomness)
+
+        def call(query: Query, rows: Rows, start: int) -> Answer:
+            if self.twin.randomness is None:
+                return self._call(query, rows, fine)
+            # What tells this question from all others: the passes made so far.
+            place = (self.seed, int(self.numbers[0]), self.cost.forward, fine, start)
+            with seeded(name_key("draws", *place), query.points.device):
+                return self._call(query, rows, fine)
+
+        answer, size = in_parts(call, query, rows, max(1, self.batch_size // held))
+        if size is not None:
+            self.batch_size = size * held
+        return answer
 
     def _call(self, query: Query, rows: Rows, fine: bool) -> Answer:
-        if query.want == "logits":
-            with torch.no_grad():
-                return Answer(self._logits(query.points, rows, fine))
-        points = query.points.detach().requires_grad_()
-        if query.want == "class_gradients":
-            return self._class_gradients(query, points, rows, fine)
-        aimed = rows if query.aim is None else replace(rows, target=query.aim)
-        with torch.enable_grad():
-            logits = self._logits(points, rows, fine)
-            scaled = logits if query.logit_scale == 1.0 else logits * query.logit_scale
-            loss = loss_of(query.loss)(scaled, aimed)
-            # A subject that does not depend on its input has no graph: its gradient is zero.
-            gradient = None
-            if loss.requires_grad:
-                with blaming(self.subject, self.numbers[rows.example]):
-                    (gradient,) = torch.autograd.grad(loss.sum(), points, allow_unused=True)
-        if gradient is None:
-            gradient = torch.zeros_like(query.points)
-        return Answer(logits.detach(), loss.detach(), gradient)
+        def blame(rows: Rows) -> AbstractContextManager[None]:
+            return blaming(self.subject, self.numbers[rows.example])
 
-    def _class_gradients(self, query: Query, points: Tensor, rows: Rows, fine: bool) -> Answer:
-        """One forward pass and one backward pass per wanted class; rows of -1 only the forward."""
-        assert query.classes is not None
-        bare = (query.classes < 0).all(1)
-        if bool(bare.all()):
-            plain = self._call(replace(query, want="logits"), rows, fine)
-            blank = points.new_zeros((*query.classes.shape, *points.shape[1:]))
-            return replace(plain, class_gradients=blank)
-        if bool(bare.any()):
-            parts: list[tuple[Tensor, Answer]] = []
-            for flag in (False, True):
-                index = (bare == flag).nonzero()[:, 0]
-                parts.append((index, self._call(take(query, index), take(rows, index), fine)))
-            return _assembled(parts, len(points))
-        with torch.enable_grad():
-            logits = self._logits(points, rows, fine)
-        with blaming(self.subject, self.numbers[rows.example]):
-            result = gradients_of_classes(logits, points, query)
-        return Answer(logits.detach(), class_gradients=result)
+        def see(
+            points: Tensor, rows: Rows, taps: tuple[str, ...] | None
+        ) -> tuple[Tensor, tuple[Tensor, ...]]:
+            with blame(rows):
+                logits, features = self.twin.see(points, fine, taps)
+            check_tensor(logits, self.subject)
+            check_logits(logits.detach(), self.numbers[rows.example], self.subject)
+            return logits, features
 
-    def _logits(self, points: Tensor, rows: Rows, fine: bool) -> Tensor:
-        numbers = self.numbers[rows.example]
-        with blaming(self.subject, numbers):
-            logits = self.twin(points, fine)
-        check_tensor(logits, self.subject)
-        check_logits(logits.detach(), numbers, self.subject)
-        return logits
-
-
-def gradients_of_classes(logits: Tensor, points: Tensor, query: Query) -> Tensor:
-    """Gradients (B, M, C, H, W) by `points` of the logits (B, K) that `query.classes` wants."""
-    assert query.classes is not None
-    wanted = query.classes.shape[1]
-    result = torch.zeros((len(points), wanted, *points.shape[1:])).to(points)
-    with torch.enable_grad():
-        chosen = logits.gather(1, query.classes.clamp_min(0))  # (B, M)
-        if query.against is not None:
-            chosen = chosen - logits.gather(1, query.against[:, None])
-        if not chosen.requires_grad:
-            return result
-        for m in range(wanted):
-            (gradient,) = torch.autograd.grad(
-                chosen[:, m].sum(), points, retain_graph=m + 1 < wanted, allow_unused=True
-            )
-            if gradient is not None:
-                result[:, m] = gradient
-    return result.masked_fill_((query.classes < 0).view(*query.classes.shape, 1, 1, 1), 0)
-
-
-def _assembled(parts: list[tuple[Tensor, Answer]], count: int) -> Answer:
-    """One answer of `count` rows from the answers to parts of it."""
-
-    def joined(name: str) -> Tensor | None:
-        values = [(index, getattr(part, name)) for index, part in parts]
-        return None if values[0][1] is None else scatter(values, count)
-
-    logits = joined("logits")
-    assert logits is not None
-    return Answer(logits, joined("loss"), joined("gradient"), joined("class_gradients"))
-
-
-def out_of_memory(error: Exception) -> bool:
-    """True where a smaller batch may help; the CPU's allocator raises a plain `RuntimeError`."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        return ask(see, query, rows, self.twin.randomness, blame)
 
 
 @contextlib.contextmanager

@@ -10,18 +10,22 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..core import rng
+from ..core.draws import Randomness, randomness_of, seeded
 from ..core.norms import distance, per_row
-from ..core.view import Logits, View
-from .caller import gradients_of_classes
-from .losses import loss_of, misclassified, rivals
-from .protocol import Answer, Attack, Query, Rows
+from ..core.view import Logits, View, read
+from .ask import ask, passes, together
+from .donors import nearest_donors
+from .guides import Pool, gallery_of, plain_rows
+from .losses import misclassified, rivals
+from .memory import in_parts
+from .protocol import Answer, Attack, Features, Query, Rows
 from .rows import take
 from .search import runs_of
 
@@ -57,59 +61,118 @@ def craft(
     target: Tensor | None = None,
     keep: Keep = "last",
     autocast: bool = False,
+    pool: Pool | None = None,
 ) -> Tensor:
     """Adversarial images (N, C, H, W) of one run of `attack` on all of `images`, as one batch;
     of a minimum-norm attack the nearest ones of all its runs.
 
     `images` in [0, 1]; `labels`, `target` (N,) int64 (target -1 or None: untargeted); `eps`: a
     number or (N,), pixel units; `key` (N,) int32: the rows' randomness (default: seed 0 and the
-    position); `autocast`: ask the model under bf16. The model is asked in the mode it is in; its
-    weights get no gradients and keep their flags.
+    position); `autocast`: ask the model under bf16; `pool`: images that feature attacks take their
+    guides from. The model is asked in the mode it is in; its weights get no gradients and keep
+    their flags. Where the memory does not suffice it is asked in parts.
     """
     call = model.logits if isinstance(model, View) else model
+    randomness = model.randomness if isinstance(model, View) else randomness_of(model)
     rows = _rows(images, labels, eps, key, target)
-    if getattr(attack, "ranks_classes", False):
-        with torch.no_grad():
-            rows.rivals = rivals(call(images), labels)
+    asked = _Asked(call, autocast, randomness, len(images))
+    with frozen(call):
+        _furnish(rows, attack, asked, pool)
+        if getattr(attack, "minimum", False):
+            return _nearest(asked, attack, rows)
+        return _iterate(asked, attack, rows, keep)
+
+
+@dataclass
+class _Asked:
+    """The model and how it is asked; `size`: images that it can be asked about at once."""
+
+    call: Logits
+    autocast: bool
+    randomness: Randomness | None
+    size: int
+    made: int = 0  # passes made so far: they tell the questions to a random model apart
+
+    def answer(self, query: Query, rows: Rows) -> Answer:
+        held = together(query, self.randomness)
+
+        def part(query: Query, rows: Rows, start: int) -> Answer:
+            if self.randomness is None:
+                return ask(self._see, query, rows)
+            place = (int(rows.key[0]), self.made, start)
+            with seeded(rng.name_key("craft", *place), query.points.device):
+                return ask(self._see, query, rows, self.randomness)
+
+        answer, size = in_parts(part, query, rows, max(1, self.size // held))
+        if size is not None:
+            self.size = size * held
+        self.made += passes(query, self.randomness)[0]
+        return answer
+
+    def _see(
+        self, points: Tensor, rows: Rows, taps: tuple[str, ...] | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        with torch.autocast(points.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+            logits, features = read(self.call, points, taps)
+        wide = [one if one.dtype == torch.float64 else one.float() for one in (logits, *features)]
+        return wide[0], tuple(wide[1:])
+
+
+def _furnish(rows: Rows, attack: Attack, asked: _Asked, pool: Pool | None) -> None:
+    """Give the rows what the attack wants to know of their clean images and of others."""
+    taps = getattr(attack, "taps", None)
+    ranks, starts = getattr(attack, "ranks_classes", False), getattr(attack, "donors", False)
+    if not ranks and not starts and taps is None:
+        return
+    wish = None if taps is None else Features(taps)
+    clean = asked.answer(Query(rows.images, "logits", features=wish), rows)
+    rows.rivals = rivals(clean.decided, rows.labels)
+    if starts:
+        place = nearest_donors(rows.images, clean.decided.argmax(1), rows.labels, rows.target)
+        rows.donors = rows.images[place]
+    rows.features = clean.features
+    if wish is not None and pool is not None:
+        others = plain_rows(pool.images, pool.labels)
+        seen = asked.answer(Query(pool.images, "logits", features=wish), others)
+        rows.gallery = gallery_of(pool, seen)
+
+
+def _iterate(asked: _Asked, attack: Attack, rows: Rows, keep: Keep) -> Tensor:
+    """The last iterate, or the one of highest loss."""
     best: Tensor | None = None
     best_loss: Tensor | None = None
-    with frozen(call):
-        if getattr(attack, "minimum", False):
-            return _nearest(call, attack, rows, autocast)
-        state = attack.start(rows)
-        while not bool(attack.finished(state, rows).all()):
-            query = attack.ask(state, rows)
-            if keep == "best_loss":
-                asked = query.points.clone()
-            answer = _answer(call, query, rows, autocast)
-            if keep == "best_loss":
-                best, best_loss = _better(
-                    best, best_loss, asked, _scored(attack, state, rows, answer)
-                )
-            state = attack.tell(state, rows, answer)
-        points: Tensor = attack.last(state)
+    state = attack.start(rows)
+    while not bool(attack.finished(state, rows).all()):
+        query = attack.ask(state, rows)
         if keep == "best_loss":
-            final = _answer(call, replace(query, points=points), rows, autocast)
-            best, _ = _better(best, best_loss, points, final.loss)
-            points = best
+            at = query.points.clone()
+        answer = asked.answer(query, rows)
+        if keep == "best_loss":
+            best, best_loss = _better(best, best_loss, at, _scored(attack, state, rows, answer))
+        state = attack.tell(state, rows, answer)
+    points: Tensor = attack.last(state)
+    if keep == "best_loss":
+        final = asked.answer(replace(query, points=points), rows)
+        best, _ = _better(best, best_loss, points, _loss(attack, state, rows, final))
+        points = best
     return points.detach()
 
 
-def _nearest(call: Any, attack: Attack, rows: Rows, autocast: bool) -> Tensor:
+def _nearest(asked: _Asked, attack: Attack, rows: Rows) -> Tensor:
     """The nearest misclassified point that a minimum-norm attack asks about in any of its runs;
     where there is none, the clean image."""
     points, everything = rows.images.clone(), rows
     shortest = torch.full((len(points),), torch.inf, dtype=torch.float64, device=points.device)
     claims = getattr(attack, "claims", None)
 
-    def keep(asked: Tensor, logits: Tensor, rows: Rows) -> None:
-        wrong = misclassified(logits, rows.labels, rows.target)
+    def keep(at: Tensor, answer: Answer, rows: Rows) -> None:
+        wrong = misclassified(answer.decided, rows.labels, rows.target)
         if claims is not None:
-            wrong = claims(logits, rows)
-        length = distance(asked, rows.images, attack.norm)
+            wrong = claims(answer.logits, rows)
+        length = distance(at, rows.images, attack.norm)
         nearer = wrong & (length < shortest[rows.example])
         chosen = rows.example[nearer]
-        points[chosen] = asked[nearer]
+        points[chosen] = at[nearer]
         shortest[chosen] = length[nearer]
 
     for run in range(runs_of(attack, rows.rivals.shape[1] + 1)):
@@ -117,15 +180,15 @@ def _nearest(call: Any, attack: Attack, rows: Rows, autocast: bool) -> Tensor:
         state = attack.start(rows)
         while len(rows.example):
             query = attack.ask(state, rows)
-            asked = query.points.clone()
-            answer = _answer(call, query, rows, autocast)
-            keep(asked, answer.logits, rows)
+            at = query.points.clone()
+            answer = asked.answer(query, rows)
+            keep(at, answer, rows)
             state = attack.tell(state, rows, answer)
             done = attack.finished(state, rows)
             ending = done.nonzero()[:, 0]
             if len(ending):
                 final, ended = attack.last(state)[ending], take(rows, ending)
-                keep(final, _answer(call, Query(final, "logits"), ended, autocast).logits, ended)
+                keep(final, asked.answer(Query(final, "logits"), ended), ended)
                 staying = (~done).nonzero()[:, 0]
                 rows, state = take(rows, staying), take(state, staying)
     return points.detach()
@@ -154,34 +217,18 @@ def _rows(
     )
 
 
-def _answer(call: Any, query: Query, rows: Rows, autocast: bool) -> Answer:
-    points = query.points.detach().requires_grad_()
-    with (
-        torch.set_grad_enabled(query.want != "logits"),
-        torch.autocast(points.device.type, dtype=torch.bfloat16, enabled=autocast),
-    ):
-        logits = call(points)
-    with torch.enable_grad():
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        if query.want == "class_gradients":
-            slopes = gradients_of_classes(logits, points, query)
-            return Answer(logits.detach(), class_gradients=slopes)
-        aimed = rows if query.aim is None else replace(rows, target=query.aim)
-        loss = loss_of(query.loss)(logits * query.logit_scale, aimed)
-        gradient = None
-        if loss.requires_grad:
-            (gradient,) = torch.autograd.grad(loss.sum(), points, allow_unused=True)
-    if gradient is None:
-        gradient = torch.zeros_like(query.points)
-    return Answer(logits.detach(), loss.detach(), gradient)
-
-
 def _scored(attack: Attack, state: Any, rows: Rows, answer: Answer) -> Tensor | None:
     """The losses (B,), minus infinity where an attack looks outside the ball on purpose."""
-    inside = getattr(attack, "inside", None)
-    if inside is None or answer.loss is None:
-        return answer.loss
-    return answer.loss.masked_fill(~inside(state, rows), -torch.inf)
+    loss, inside = _loss(attack, state, rows, answer), getattr(attack, "inside", None)
+    if inside is None or loss is None:
+        return loss
+    return loss.masked_fill(~inside(state, rows), -torch.inf)
+
+
+def _loss(attack: Attack, state: Any, rows: Rows, answer: Answer) -> Tensor | None:
+    """What is compared between iterates: (B,)."""
+    score = getattr(attack, "score", None)
+    return answer.loss if score is None else torch.as_tensor(score(state, rows, answer))
 
 
 def _better(

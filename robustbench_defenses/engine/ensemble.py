@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import torch
@@ -17,26 +17,35 @@ from torch import Tensor
 
 from ..core.norms import largest_allowed
 from ..core.view import Logits
+from . import snapshot
 from .caller import Cost
 from .minimum import MinimumSearch
 from .protocol import Attack
-from .search import BATCH_SIZE, Block, Outcome, Search, Trace
+from .search import BATCH_SIZE, Block, Found, Outcome, Search, Trace, Watch
 from .twin import Twin
+from .verdict import Judge
 
 
 class Ensemble(Protocol):
-    """An attack made of attacks: `members(classes)` gives (name, attack) in order."""
+    """An attack made of attacks: `members(classes)` gives (name, attack) in order.
+
+    Optional: `when_random()`, the ensemble that takes its place for a subject that is random.
+    """
 
     def members(self, classes: int) -> tuple[tuple[str, Attack], ...]:
         """The attacks to run for a subject of so many classes."""
 
 
-@dataclass
-class Stage:
-    """What one member did: standing examples after it at each budget, and its seconds."""
+@dataclass(frozen=True)
+class _Stage:
+    """One member at one budget: their positions, and what was found before it."""
 
-    standing: list[int]
-    seconds: float = 0.0
+    name: str
+    place: int
+    turn: int
+    turns: int
+    begun: float
+    total: Outcome | None
 
 
 @dataclass
@@ -52,26 +61,47 @@ class EnsembleSearch:
     attack_name: str = "attack"
     batch_size: int = BATCH_SIZE
     report: Callable[[int, float], None] | None = None
-    stages: dict[str, Stage] = field(default_factory=dict)
+    keep_points: bool = False
+    watch: Watch | None = None
+    resume: snapshot.State | None = None
 
     def run(self) -> Outcome:
         """Members in order at every budget, on the examples that stand."""
-        total: Outcome | None = None
-        grid = self.block.grid
-        with torch.no_grad():
-            classes = int(self.twin(self.block.images[:1]).shape[1])
-        names = self.attack.members(classes)
+        grid, images = self.block.grid, self.block.images
+        judge = Judge(self.deployed, self.subject, self.block.numbers, Cost(), seed=self.seed)
+        self._clean = judge.draws(images, torch.arange(len(images), device=images.device))
+        attack = self.attack
+        if self.twin.randomness is not None and hasattr(attack, "when_random"):
+            attack = attack.when_random()
+        names = attack.members(int(self._clean.shape[2]))
+        total, first = None, (0, 0)
+        if self.resume is not None:
+            with snapshot.matching():
+                total = self._total_from(self.resume, names)
+                first = tuple(self.resume["at"].tolist())
         for place, eps in enumerate(grid):
             for turn, (name, member) in enumerate(names):
+                if (place, turn) < first:
+                    continue
                 begun = time.perf_counter()
+                inner = None
+                if self.resume is not None and (place, turn) == first:
+                    inner = snapshot.below(self.resume, "inner.")
+                    begun -= float(self.resume["spent"])
                 standing = self._standing(total, eps)
-                stage = self.stages.setdefault(name, Stage([0] * len(grid)))
-                if len(standing):
-                    share = (place + turn / len(names)) / len(grid)
-                    part = self._one(name, member, standing, eps, share, 1 / len(names) / len(grid))
-                    total = self._merge(total, part, standing, place)
-                stage.standing[place] = len(self._standing(total, eps))
-                stage.seconds += time.perf_counter() - begun
+                if len(standing) == 0:
+                    continue
+                stage = _Stage(name, place, turn, len(names), begun, total)
+                part = self._one(member, standing, eps, stage, inner)
+                if total is None:
+                    total = _blank(part.clean_prediction, self.block, self.keep_points)
+                    total.queries += len(self._clean)
+                    total.cost.forward += judge.cost.forward
+                    if part.broken_draws is not None:
+                        total.broken_draws = torch.zeros_like(total.broken, dtype=torch.float64)
+                    total.members = [_nothing(name, total) for name, _ in names]
+                self._merge(total, total.members[turn], part, standing, place)
+                total.members[turn].seconds += time.perf_counter() - begun
         assert total is not None
         return total
 
@@ -82,7 +112,12 @@ class EnsembleSearch:
         return (total.distance > largest_allowed(torch.tensor(eps).double())).nonzero()[:, 0]
 
     def _one(
-        self, name: str, member: Attack, standing: Tensor, eps: float, share: float, width: float
+        self,
+        member: Attack,
+        standing: Tensor,
+        eps: float,
+        stage: _Stage,
+        resume: snapshot.State | None,
     ) -> Outcome:
         """One member on the standing examples."""
         whole = self.block
@@ -93,8 +128,11 @@ class EnsembleSearch:
             numbers=whole.numbers[standing],
             grid=(eps,),
             sweep="envelope",
+            pool=whole.pool,
         )
-        report = self.report
+        report, watch = self.report, self.watch
+        width = 1 / stage.turns / len(whole.grid)
+        share = (stage.place * stage.turns + stage.turn) * width
         gone = len(whole.images) - len(standing)
         common: dict[str, Any] = {
             "attack": member,
@@ -103,23 +141,66 @@ class EnsembleSearch:
             "block": block,
             "subject": self.subject,
             "seed": self.seed,
-            "attack_name": f"{self.attack_name}.{name}",
+            "attack_name": f"{self.attack_name}.{stage.name}",
             "batch_size": self.batch_size,
+            "keep_points": self.keep_points,
             "report": None
             if report is None
             else lambda broken, inner: report(gone + broken, share + inner * width),
+            "watch": None
+            if watch is None
+            else lambda take: watch(lambda: self._snapshot(stage, take())),
+            "resume": resume,
+            "clean": self._clean[:, standing],
         }
         if getattr(member, "minimum", False):
             return MinimumSearch(**common, enough=eps).run()
         return Search(**common).run()
 
-    def _merge(self, total: Outcome | None, part: Outcome, standing: Tensor, place: int) -> Outcome:
-        """The worst case so far, with `part`'s examples at the positions `standing`."""
-        if total is None:
-            total = _blank(part, len(self.block.grid))
+    def _snapshot(self, stage: _Stage, inner: snapshot.State) -> snapshot.State:
+        """The outcome so far and the running member's own snapshot `inner`."""
+        state = {f"inner.{name}": tensor for name, tensor in inner.items()}
+        state["at"] = torch.tensor([stage.place, stage.turn])
+        state["spent"] = torch.tensor(time.perf_counter() - stage.begun, dtype=torch.float64)
+        if stage.total is not None:
+            state |= snapshot.outcome_state(stage.total, "total.")
+            for at, member in enumerate(stage.total.members):
+                state |= snapshot.flat(member, f"members.{at}.")
+                made = [member.seconds, member.cost.forward, member.cost.backward]
+                state[f"members.{at}.cost"] = torch.tensor(made, dtype=torch.float64)
+        return state
+
+    def _total_from(
+        self, state: snapshot.State, names: tuple[tuple[str, Attack], ...]
+    ) -> Outcome | None:
+        """The outcome that `_snapshot` saw, None where the first member was still running."""
+        if "total.clean_prediction" not in state:
+            return None
+        prediction = state["total.clean_prediction"].to(self.block.images.device)
+        total = _blank(prediction, self.block, self.keep_points)
+        if "total.broken_draws" in state:
+            total.broken_draws = torch.zeros_like(total.broken, dtype=torch.float64)
+        snapshot.restore_outcome(total, state, "total.")
+        for at, (name, _) in enumerate(names):
+            member = _nothing(name, total)
+            member = snapshot.filled(member, state, f"members.{at}.", prediction.device)
+            member.seconds, forward, backward = state[f"members.{at}.cost"].tolist()
+            member.cost = Cost(int(forward), int(backward))
+            total.members.append(member)
+        return total
+
+    def _merge(
+        self, total: Outcome, member: Found, part: Outcome, standing: Tensor, place: int
+    ) -> None:
+        """Add to the worst case so far what a member's `part` says of the examples `standing`."""
         nearer = part.distance < total.distance[standing]
         chosen = standing[nearer]
-        total.distance[chosen] = part.distance[nearer]
+        if total.points is not None and part.points is not None:
+            newer = nearer | torch.isinf(total.distance[standing])
+            total.points[standing[newer]] = part.points[newer]
+        for found in (total.distance, member.distance):
+            found[chosen] = part.distance[nearer]
+        member.place[chosen] = place
         grid = torch.tensor(self.block.grid, dtype=torch.float64, device=standing.device)
         fits = part.distance[nearer][:, None] <= largest_allowed(grid)[None]  # (M, E)
         fits &= torch.arange(len(grid), device=standing.device) >= place
@@ -127,9 +208,13 @@ class EnsembleSearch:
         total.budget[chosen] = torch.where(part.distance[nearer] == 0, 0.0, first)
         total.broken[:, chosen] |= fits.T | (part.distance[nearer] == 0)
         total.queries[standing] += part.queries
-        total.cost.forward += part.cost.forward
-        total.cost.backward += part.cost.backward
+        for cost in (total.cost, member.cost):
+            cost.forward += part.cost.forward
+            cost.backward += part.cost.backward
         total.invalid_claims += part.invalid_claims
+        if total.broken_draws is not None and part.broken_draws is not None:
+            above = total.broken_draws[place:, standing]
+            total.broken_draws[place:, standing] = above.maximum(part.broken_draws[:1])
         for item in fields(Trace):
             mine, new = getattr(total.trace, item.name), getattr(part.trace, item.name)
             if mine.dtype == torch.bool:
@@ -137,20 +222,24 @@ class EnsembleSearch:
             else:
                 old = mine[standing]
                 mine[standing] = torch.where(old.isnan(), new, old.fmax(new))
-        return total
 
 
-def _blank(first: Outcome, budgets: int) -> Outcome:
-    """An outcome of nothing tried, for the examples of the first member (all of the block)."""
-    count, device = len(first.distance), first.distance.device
+def _nothing(name: str, total: Outcome) -> Found:
+    """A member that has broken nothing yet, for the examples of `total`."""
+    return Found(name, torch.full_like(total.distance, torch.inf), torch.zeros_like(total.queries))
+
+
+def _blank(prediction: Tensor, block: Block, keep_points: bool) -> Outcome:
+    """An outcome of nothing tried on `block`, whose clean images are predicted as said (N,)."""
+    count, device = len(prediction), prediction.device
     no = torch.zeros(count, dtype=torch.bool, device=device)
     infinite = torch.full((count,), torch.inf, dtype=torch.float64, device=device)
     return Outcome(
-        clean_prediction=first.clean_prediction,
+        clean_prediction=prediction,
         distance=infinite,
         budget=infinite.clone(),
-        broken=torch.zeros((budgets, count), dtype=torch.bool, device=device),
-        queries=torch.zeros_like(first.queries),
+        broken=torch.zeros((len(block.grid), count), dtype=torch.bool, device=device),
+        queries=torch.zeros(count, dtype=torch.int64, device=device),
         cost=Cost(),
         trace=Trace(
             zero_start=no.clone(),
@@ -159,6 +248,7 @@ def _blank(first: Outcome, budgets: int) -> Outcome:
             reach=torch.full((count,), torch.nan, dtype=torch.float64, device=device),
             loss_rose=no.clone(),
         ),
+        points=block.images.clone() if keep_points else None,
     )
 
 

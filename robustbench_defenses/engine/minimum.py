@@ -8,15 +8,16 @@ helps it is dropped, and longer norms count again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ..core.norms import distance
+from ..core.norms import distance, largest_allowed
+from . import snapshot
 from .agenda import Again, Agenda, Item
 from .losses import misclassified
-from .protocol import Rows
+from .protocol import Answer, Rows
 from .rows import join, take
 from .search import Search, _Running
 
@@ -43,11 +44,19 @@ class MinimumSearch(Search):
     """
 
     enough: float = 0.0
+    _claims: _Claims | None = field(default=None, init=False, repr=False)
+    _satisfied: set[int] = field(default_factory=set, init=False, repr=False)
 
-    def _loop(self, agenda: Agenda | Again, fine: bool) -> None:
-        self._claims: _Claims | None = None
-        self._satisfied: set[int] = set()
-        super()._loop(agenda, fine)
+    def _more(self) -> snapshot.State:
+        assert self._claims is not None
+        satisfied = torch.tensor(sorted(self._satisfied), dtype=torch.int64)
+        return {**snapshot.flat(self._claims, "claims."), "satisfied": satisfied}
+
+    def _more_from(self, state: snapshot.State) -> None:
+        self._satisfied = set(state["satisfied"].tolist())
+        if self._claims is not None:
+            device = self.block.images.device
+            self._claims = snapshot.filled(self._claims, state, "claims.", device)
 
     def _begin(self, items: list[Item]) -> _Running:
         running = super()._begin(items)
@@ -57,6 +66,11 @@ class MinimumSearch(Search):
         self._claims = join(self._claims, fresh)
         return running
 
+    def _fallen(self) -> int:
+        """Those of a cascade's budget, where there is one."""
+        most = self.enough if self.enough > 0 else torch.finfo(torch.float64).max
+        return int((self._out.distance <= largest_allowed(torch.tensor(most).double())).sum())
+
     def _budgets(self, budget: Tensor) -> Tensor:
         """No budget: everything inside the box counts."""
         return torch.full_like(budget, torch.inf, dtype=torch.float64)
@@ -65,20 +79,22 @@ class MinimumSearch(Search):
         rows = running.rows
         query = self.attack.ask(running.state, rows)
         answer = self._caller.answer(query, rows, self._fine(running, fine))
-        self._collect(running, query.points, self._claimed(answer.logits, rows))
+        self._collect(running, query.points, self._claimed(answer, rows))
         gradient = answer.class_gradients if answer.gradient is None else answer.gradient
-        self._watch_start(running, gradient, answer.loss)
+        self._watch_start(running, gradient, self._loss(running, answer))
         running.state = self.attack.tell(running.state, rows, answer)
         running.age += 1
         done = self._settle(running, self.attack.finished(running.state, rows))
         return self._go_on(running, done, agenda)
 
-    def _claimed(self, logits: Tensor, rows: Rows) -> Tensor:
+    def _claimed(self, answer: Answer, rows: Rows) -> Tensor:
         """Rows (B,) bool whose asked points are to be claimed."""
+        wrong = misclassified(answer.decided, rows.labels, rows.target)
         claims = getattr(self.attack, "claims", None)
-        if claims is not None:
-            return torch.as_tensor(claims(logits, rows))
-        return misclassified(logits, rows.labels, rows.target)
+        if claims is None:
+            return wrong
+        wish = torch.as_tensor(claims(answer.logits, rows))
+        return wish if answer.scores is None else wish & wrong
 
     def _collect(self, running: _Running, points: Tensor, wrong: Tensor) -> None:
         """Open claims: asked points nearer than all before. The start itself never counts:
@@ -123,6 +139,7 @@ class MinimumSearch(Search):
             length = distance(last, running.rows.images[ending], self.attack.norm)
             nearer = length < claims.best[ending]
             self._judge_points(running, ending[nearer], last[nearer])
+            self._hold(running.rows.example[ending], last)
         return done
 
     def _judge_points(self, running: _Running, where: Tensor, points: Tensor) -> Tensor:
@@ -132,7 +149,7 @@ class MinimumSearch(Search):
         if len(where) == 0:
             return torch.zeros(0, dtype=torch.bool, device=points.device)
         rows = take(running.rows, where)
-        counts, length = self._judge.judge(
+        counts, length, share = self._judge.verdict(
             points, rows.images, rows.labels, rows.target, self._budgets(rows.example),
             self.attack.norm, rows.example,
         )  # fmt: skip
@@ -141,6 +158,11 @@ class MinimumSearch(Search):
         out, example = self._out, rows.example[hit]
         out.distance.scatter_reduce_(0, example, length[hit], "amin")
         out.budget.copy_(out.distance)
+        nearest = length[hit] <= out.distance[example]
+        if out.points is not None:
+            out.points[example[nearest]] = points[hit[nearest]]
+        if out.broken_draws is not None:
+            out.broken_draws[0, example[nearest]] = share[hit[nearest]]
         if self.enough > 0:
             near = length[hit] <= self.enough * (1 + 1e-6) + 1e-7
             self._satisfied.update(example[near].tolist())

@@ -11,9 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .guides import Gallery
 
 Want = Literal["logits", "gradient", "class_gradients"]
 
@@ -26,7 +29,11 @@ class Rows:
     `labels` (B,) int64; `eps` (B,) float32, pixel units (inf where there is no budget); `target`
     (B,) int64: the class that counts as success, or -1 for an untargeted row; `key` (B,) int32: the
     row's randomness (`core.rng`); `run` (B,) int64: its number among the example's runs; `rivals`
-    (B, K - 1) int64: the wrong classes by falling clean logits.
+    (B, K - 1) int64: the wrong classes by falling clean logits; `donors` (B, C, H, W), for attacks
+    that ask for it: the nearest image of the block that the subject puts into another class (into
+    the target), the row's own image where there is none; for attacks that name `taps`: `features`
+    (B, D), those of the clean images, and `gallery`, those of a pool of images where the engine was
+    given one.
     """
 
     example: Tensor
@@ -37,10 +44,30 @@ class Rows:
     key: Tensor
     run: Tensor
     rivals: Tensor
+    donors: Tensor | None = None
+    features: Tensor | None = None
+    gallery: Gallery | None = None
 
 
 # A loss to be *increased*: (logits (B, K), rows) -> (B,). Named ones stand in `engine.losses`.
 Loss = Callable[[Tensor, Rows], Tensor]
+
+
+@dataclass
+class Features:
+    """A wish for intermediate features, beside the logits and from the same pass.
+
+    `taps`: their names (none: the last one before the logits); `guide` (B, D): features to compare
+    with, the taps' one after the other. The loss to be increased is then
+    `share` * loss(logits) + `weight` * (sum over taps of the distance to the guide, as a share of
+    the guide's own length; or 1 - cosine), `share` and `weight` (B,); weight < 0: towards it.
+    """
+
+    taps: tuple[str, ...] = ()
+    guide: Tensor | None = None
+    weight: Tensor | None = None
+    share: Tensor | None = None
+    distance: Literal["euclidean", "cosine"] = "euclidean"
 
 
 @dataclass
@@ -51,7 +78,8 @@ class Query:
     before the loss (not before the verdict); `aim` (B,) int64: class the loss is directed at where
     that is not the verdict's target (-1: untargeted loss); `classes` (B, M) int64: whose logits'
     gradients are wanted by `class_gradients` (rows of -1: logits only); `against` (B,) int64: class
-    whose logit is subtracted from each of them first.
+    whose logit is subtracted from each of them first; `bare` (B,) bool: rows that want logits only
+    where the others want the loss and its gradient; `features`: wanted too, and part of the loss.
     """
 
     points: Tensor
@@ -61,20 +89,32 @@ class Query:
     aim: Tensor | None = None
     classes: Tensor | None = None
     against: Tensor | None = None
+    bare: Tensor | None = None
+    features: Features | None = None
 
 
 @dataclass
 class Answer:
-    """`logits` (B, K) float32; `loss` (B,) and `gradient` (B, C, H, W) where they were wanted.
+    """`logits` (B, K) float32; `loss` (B,) and `gradient` (B, C, H, W) where they were wanted
+    (0 in bare rows).
 
     `class_gradients` (B, M, C, H, W): the gradient of each of the query's classes' logits (0 where
-    the class was -1).
+    the class was -1); `features` (B, D) float32: those that were wanted, one tap after the other.
+    Of a random subject all are means over its draws, and `scores` (B, K) is its answer by its own
+    rule.
     """
 
     logits: Tensor
     loss: Tensor | None = None
     gradient: Tensor | None = None
     class_gradients: Tensor | None = None
+    features: Tensor | None = None
+    scores: Tensor | None = None
+
+    @property
+    def decided(self) -> Tensor:
+        """What the subject's class is read from: (B, K)."""
+        return self.logits if self.scores is None else self.scores
 
 
 class Attack(Protocol):
@@ -109,6 +149,9 @@ class Attack(Protocol):
 
 # Optional methods of an attack, asked for by name where they exist:
 #   minimum: ClassVar[bool] = True    searches the nearest adversarial point; no budget is given
+#   donors: ClassVar[bool] = True     rows come with `donors`, images of other classes
+#   taps: tuple[str, ...]             rows come with `features` and `gallery` at these taps
+#   score(state, rows, answer) -> (B,)    what is compared over time where it is not the loss asked
 #   fine(state, rows) -> (B,) bool    rows that need float32 now
 #   runs(classes) -> int              runs per example, where it depends on the number of classes
 #   inside(state, rows) -> (B,) bool  rows whose asked points are meant to lie in the ball

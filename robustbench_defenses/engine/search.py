@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,14 +19,23 @@ from torch import Tensor
 from ..core import rng
 from ..core.norms import distance
 from ..core.view import Logits
+from . import snapshot
 from .agenda import Again, Agenda, Item
 from .caller import Caller, Cost
+from .donors import nearest_donors
+from .guides import Gallery, Pool, look
 from .losses import misclassified, rivals
-from .protocol import Attack, Rows
+from .outcome import Found as Found
+from .outcome import Outcome as Outcome
+from .outcome import Trace as Trace
+from .outcome import empty_trace as empty_trace
+from .protocol import Answer, Attack, Rows
 from .rows import join, take
 from .twin import Twin, smallest_margin
-from .verdict import Judge
+from .verdict import Judge, broken_share
 
+# Between two steps of a search: it may take a snapshot by calling its argument.
+Watch = Callable[[Callable[[], snapshot.State]], None]
 BATCH_SIZE = 256
 # Rows that end unbroken but came this near (share of the logit range) on a bf16 twin run again in
 # float32: bf16 alone is measurably weaker (APGD), and few rows are concerned.
@@ -37,7 +47,8 @@ class Block:
     """The examples of one verdict run and what is asked about them.
 
     `images` (N, C, H, W) in [0, 1]; `labels`, `target` (N,) int64, target -1 for untargeted;
-    `numbers` (N,) int64: their numbers in the data set; `grid`: rising budgets > 0, pixel units.
+    `numbers` (N,) int64: their numbers in the data set; `grid`: rising budgets > 0, pixel units;
+    `pool`: images that feature attacks take their guides from.
     """
 
     images: Tensor
@@ -46,31 +57,7 @@ class Block:
     numbers: Tensor
     grid: tuple[float, ...]
     sweep: str = "envelope"
-
-
-@dataclass
-class Trace:
-    """What the diagnostics want to know of the search, per example of the block."""
-
-    zero_start: Tensor  # (N,) bool: gradient exactly zero at the start of a run
-    zero_end: Tensor  # (N,) bool: the same at the last gradient of a run that failed
-    tried: Tensor  # (N,) bool: attacked at all
-    reach: Tensor  # (N,) float64: largest norm(delta) / eps among runs that failed, else NaN
-    loss_rose: Tensor  # (N,) bool: in a failed run the loss ended above its start
-
-
-@dataclass
-class Outcome:
-    """`distance`, `budget` (N,) float64 (inf: not broken); `broken` (E, N) bool; `queries` (N,)."""
-
-    clean_prediction: Tensor
-    distance: Tensor
-    budget: Tensor
-    broken: Tensor
-    queries: Tensor
-    cost: Cost
-    trace: Trace
-    invalid_claims: int = 0
+    pool: Pool | None = None
 
 
 @dataclass
@@ -93,7 +80,9 @@ class _Running:
 class Search:
     """One attack on one block.
 
-    `report(broken, share)`: how many examples are broken, which share of the work is done.
+    `report(broken, share)`: how many examples are broken, which share of the work is done;
+    `watch`: is called between two steps; `resume`: a snapshot of an equal search to go on from;
+    `clean` (draws, N, K): the judge's logits of the clean images where it has been asked already.
     """
 
     attack: Attack
@@ -105,6 +94,10 @@ class Search:
     attack_name: str = "attack"
     batch_size: int = BATCH_SIZE
     report: Callable[[int, float], None] | None = None
+    keep_points: bool = False
+    watch: Watch | None = None
+    resume: snapshot.State | None = None
+    clean: Tensor | None = None
 
     def run(self) -> Outcome:
         """Attack every example that is classified correctly, at every budget of the grid."""
@@ -113,13 +106,19 @@ class Search:
         queries = torch.zeros(count, dtype=torch.int64, device=device)
         cost = Cost()
         self._caller = Caller(
-            self.twin, self.subject, block.numbers, queries, self.batch_size, cost
-        )
-        self._judge = Judge(self.deployed, self.subject, block.numbers, cost)
-        everyone = torch.arange(count, device=device)
-        logits = self._judge.logits(block.images, everyone)
+            self.twin, self.subject, block.numbers, queries, self.batch_size, cost,
+            seed=(self.seed, self.attack_name),
+        )  # fmt: skip
+        self._judge = Judge(self.deployed, self.subject, block.numbers, cost, seed=self.seed)
+        draws = self.clean
+        if draws is None:
+            draws = self._judge.draws(block.images, torch.arange(count, device=device))
+            queries += len(draws)
+        logits = self._judge.scores(draws)
         clean, self._rivals = logits.argmax(1), rivals(logits, block.labels)
-        queries += 1
+        self._donors: Tensor | None = None
+        if getattr(self.attack, "donors", False):
+            self._donors = nearest_donors(block.images, clean, block.labels, block.target)
         correct = clean == block.labels
         infinite = torch.full((count,), torch.inf, dtype=torch.float64, device=device)
         self._out = Outcome(
@@ -129,23 +128,38 @@ class Search:
             broken=(~correct).repeat(len(block.grid), 1),
             queries=queries,
             cost=cost,
-            trace=_empty_trace(count, device),
+            trace=empty_trace(count, device),
+            points=block.images.clone() if self.keep_points else None,
         )
+        if self._judge.randomness is not None:
+            share = broken_share(draws, block.labels, torch.full_like(block.labels, -1))
+            kept = torch.where(correct, 0.0, share)
+            self._out.broken_draws = kept.repeat(max(1, len(block.grid)), 1)
+        self._features: Tensor | None = None
+        self._gallery: Gallery | None = None
+        taps = getattr(self.attack, "taps", None)
+        if taps is not None and bool(correct.any()):
+            chosen = correct.nonzero()[:, 0]
+            found = look(self._caller, taps, block.images, chosen, block.pool)
+            self._features, self._gallery = found
         self._grid = torch.tensor(block.grid, dtype=torch.float64, device=device)
         self._near: list[Item] = []
         minimum = getattr(self.attack, "minimum", False)
         self._points = 1 if minimum else len(block.grid)
         runs = runs_of(self.attack, logits.shape[1])
         agenda = Agenda(correct.nonzero()[:, 0].tolist(), self._points, runs, block.sweep)
-        self._loop(agenda, fine=False)
-        if self.twin.autocast and self._near:
+        current: Agenda | Again = agenda
+        running, fine = None, False
+        if self.resume is not None:
+            current, running, fine = snapshot.resumed(self, agenda, self.resume)
+        self._loop(current, fine, running)
+        if self.twin.autocast and self._near and not fine:
             near = sorted(set(self._near), key=lambda item: (item.budget, item))
             self._loop(Again(agenda, deque(near)), fine=True)
         self._out.invalid_claims = self._judge.invalid
         return self._out
 
-    def _loop(self, agenda: Agenda | Again, fine: bool) -> None:
-        running: _Running | None = None
+    def _loop(self, agenda: Agenda | Again, fine: bool, running: _Running | None = None) -> None:
         while True:
             alive = 0 if running is None else len(running)
             items = agenda.take(self.batch_size - alive, alive)
@@ -155,7 +169,20 @@ class Search:
                 return
             running = self._step(running, agenda, fine)
             if self.report is not None:
-                self.report(int(torch.isfinite(self._out.distance).sum()), agenda.share)
+                self.report(self._fallen(), agenda.share)
+            if self.watch is not None:
+                self.watch(partial(snapshot.taken, self, agenda, running, fine))
+
+    def _more(self) -> snapshot.State:
+        """What a snapshot of this kind of search holds besides."""
+        return {}
+
+    def _more_from(self, state: snapshot.State) -> None:
+        """Take up what `_more` gave; the rows under way have begun again."""
+
+    def _fallen(self) -> int:
+        """How many examples are broken so far."""
+        return int(torch.isfinite(self._out.distance).sum())
 
     def _budgets(self, budget: Tensor) -> Tensor:
         """The budgets (B,) float64 at positions `budget` of the grid."""
@@ -175,6 +202,9 @@ class Search:
             key=rng.run_keys(self.seed, self.attack_name, block.numbers[example], restart),
             run=restart,
             rivals=self._rivals[example],
+            donors=None if self._donors is None else block.images[self._donors[example]],
+            features=None if self._features is None else self._features[example],
+            gallery=self._gallery,
         )
         zeros = torch.zeros(len(items), device=device)
         return _Running(
@@ -192,8 +222,8 @@ class Search:
         rows = running.rows
         query = self.attack.ask(running.state, rows)
         answer = self._caller.answer(query, rows, self._fine(running, fine))
-        wrong = misclassified(answer.logits, rows.labels, rows.target)
-        near = smallest_margin(answer.logits, rows.labels, rows.target).to(running.margin)
+        wrong = misclassified(answer.decided, rows.labels, rows.target)
+        near = smallest_margin(answer.decided, rows.labels, rows.target).to(running.margin)
         inside = getattr(self.attack, "inside", None)
         if inside is not None:
             allowed = inside(running.state, rows)
@@ -201,16 +231,18 @@ class Search:
         claimed = wrong.nonzero()[:, 0]
         points = query.points[claimed]  # a copy: `tell` may move the points in place
         running.margin = torch.minimum(running.margin, near)
-        self._watch_start(running, answer.gradient, answer.loss)
+        loss = self._loss(running, answer)
+        self._watch_start(running, answer.gradient, loss)
         running.state = self.attack.tell(running.state, rows, answer)
         running.age += 1
         done = self.attack.finished(running.state, rows)
         ending = done.nonzero()[:, 0]
         last = self.attack.last(running.state)[ending]
         broken = self._verdict(
-            torch.cat([points, last]), torch.cat([claimed, ending]), running, agenda
+            torch.cat([points, last]), torch.cat([claimed, ending]), running, agenda, len(claimed)
         )
-        self._watch_end(running, done & ~broken, last, ending, answer.gradient, answer.loss)
+        self._hold(rows.example[ending], last)
+        self._watch_end(running, done & ~broken, last, ending, answer.gradient, loss)
         return self._leave(running, broken, done, agenda, fine)
 
     def _fine(self, running: _Running, everything: bool) -> Tensor | None:
@@ -220,19 +252,26 @@ class Search:
         wish = getattr(self.attack, "fine", None)
         return None if wish is None or not self.twin.autocast else wish(running.state, running.rows)
 
+    def _loss(self, running: _Running, answer: Answer) -> Tensor | None:
+        """What is compared over time (B,): the loss asked unless the attack says otherwise."""
+        score = getattr(self.attack, "score", None)
+        return answer.loss if score is None else score(running.state, running.rows, answer)
+
     def _verdict(
-        self, points: Tensor, where: Tensor, running: _Running, agenda: Agenda | Again
+        self, points: Tensor, where: Tensor, running: _Running, agenda: Agenda | Again, claims: int
     ) -> Tensor:
-        """Judge `points` of the rows `where`; returns which rows (B,) broke."""
+        """Judge `points` of the rows `where`; returns which rows (B,) broke. After the first
+        `claims` come last points of rows that end."""
         broken = torch.zeros(len(running), dtype=torch.bool, device=points.device)
         if len(where) == 0:
             return broken
         rows = take(running.rows, where)
         budget = running.budget[where]
-        counts, length = self._judge.judge(
+        counts, length, share = self._judge.verdict(
             points, rows.images, rows.labels, rows.target, self._budgets(budget),
             self.attack.norm, rows.example,
         )  # fmt: skip
+        self._out.note_draws(share, budget, rows.example, counts, claims)
         hit = counts.nonzero()[:, 0]
         if len(hit) == 0:
             return broken
@@ -245,7 +284,15 @@ class Search:
         for i in ahead:
             out.distance[example[i]] = length[hit[i]]
             out.budget[example[i]] = self._grid[budget[hit[i]]]
+            if out.points is not None:
+                out.points[example[i]] = points[hit[i]]
         return broken
+
+    def _hold(self, example: Tensor, last: Tensor) -> None:
+        """Keep the `last` iterates (M, C, H, W) of examples (M,) that nothing has broken."""
+        if self._out.points is not None:
+            whole = torch.isinf(self._out.distance[example])
+            self._out.points[example[whole]] = last[whole]
 
     def _leave(
         self, running: _Running, broken: Tensor, done: Tensor, agenda: Agenda | Again, fine: bool
@@ -305,14 +352,3 @@ def runs_of(attack: Attack, classes: int) -> int:
     """Runs of `attack` per example and budget where there are `classes` classes."""
     runs = getattr(attack, "runs", None)
     return attack.restarts if runs is None else int(runs(classes))
-
-
-def _empty_trace(count: int, device: torch.device) -> Trace:
-    no = torch.zeros(count, dtype=torch.bool, device=device)
-    return Trace(
-        zero_start=no.clone(),
-        zero_end=no.clone(),
-        tried=no.clone(),
-        reach=torch.full((count,), torch.nan, dtype=torch.float64, device=device),
-        loss_rose=no.clone(),
-    )

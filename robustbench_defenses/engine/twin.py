@@ -7,6 +7,7 @@ is decided by `engine.verdict` on the deployed subject itself.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.view import Logits, View
+from ..core.draws import Randomness, seeded
+from ..core.view import Logits, View, read
+from .memory import out_of_memory
 
 # A bf16 copy whose logits differ more than this (share of the logit range, median over a batch)
 # from float32 is not used: the network does something that bf16 cannot follow.
@@ -29,19 +32,31 @@ class Twin:
     coarse: Logits
     fine: Logits
     autocast: bool
+    randomness: Randomness | None = None
 
     def __call__(self, images: Tensor, fine: bool = False) -> Tensor:
         """Logits (B, K) float32 (float64 for float64 images) of images (B, C, H, W)."""
+        return self.see(images, fine)[0]
+
+    def see(
+        self, images: Tensor, fine: bool = False, taps: tuple[str, ...] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Logits (B, K) and the features (B, D) of `taps`, in float32 (float64); one draw of a
+        random subject."""
         if images.dim() == 4:
             images = images.contiguous(memory_format=torch.channels_last)
         if fine or not self.autocast:
-            logits = self.fine(images)
+            logits, features = read(self.fine, images, taps)
         else:
             with torch.autocast(images.device.type, dtype=torch.bfloat16):
-                logits = self.coarse(images)
-        if not isinstance(logits, Tensor) or logits.dtype == torch.float64:
-            return logits  # what is no tensor is refused, with the subject's name, by the caller
-        return logits.float()
+                logits, features = read(self.coarse, images, taps)
+        return _widened(logits), tuple(_widened(one) for one in features)
+
+
+def _widened(values: Tensor) -> Tensor:
+    if not isinstance(values, Tensor) or values.dtype == torch.float64:
+        return values  # what is no tensor is refused, with the subject's name, by the caller
+    return values.float()
 
 
 class _ExactConv(torch.autograd.Function):
@@ -197,27 +212,49 @@ def search_twin(view: View, images: Tensor, precision: str) -> Twin:
 
     A subject that is no module, cannot be copied, or does not survive bf16 is searched in float32.
     """
-    module = view.module
+    module, randomness = view.module, view.randomness
     if module is None:
-        return Twin(view.logits, view.logits, autocast=False)
+        return Twin(view.logits, view.logits, autocast=False, randomness=randomness)
     try:
         fine = _frozen_copy(module)
-        with torch.no_grad():
-            exact = fine(images[:64].contiguous(memory_format=torch.channels_last))
+        exact, few = _asked(Twin(fine, fine, False, randomness), images[:64])
     except Exception:  # a foreign module may refuse to be copied or moved in any way it likes
-        return Twin(view.logits, view.logits, autocast=False)
-    plain = Twin(fine, fine, autocast=False)
+        return Twin(view.logits, view.logits, autocast=False, randomness=randomness)
+    plain = Twin(fine, fine, autocast=False, randomness=randomness)
     if precision != "bf16" or images.dtype != torch.float32 or images.dim() != 4:
         return plain
     try:
-        twin = Twin(_bf16_copy(fine, images), fine, autocast=True)
-        with torch.no_grad():
-            coarse = twin(images[:64])
+        with _repeatable(randomness, few):
+            copied = _bf16_copy(fine, few)
+        twin = Twin(copied, fine, autocast=True, randomness=randomness)
+        coarse, few = _asked(twin, few)
     except Exception:  # the same: whatever a foreign module does under autocast, float32 remains
         return plain
+    exact = exact[: len(few)]
     spread = (exact.amax(1) - exact.amin(1)).clamp_min(1e-12)
     deviation = ((coarse - exact).abs().amax(1) / spread).median()
     return twin if bool(deviation <= LARGEST_DEVIATION) else plain
+
+
+def _asked(twin: Twin, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (M, K) of the first images, and these: fewer where the memory does not suffice."""
+    while True:
+        try:
+            with torch.no_grad(), _repeatable(twin.randomness, images):
+                return twin(images), images
+        except Exception as error:
+            if len(images) <= 1 or not out_of_memory(error):
+                raise
+            images = images[: len(images) // 2]
+
+
+def _repeatable(
+    randomness: Randomness | None, images: Tensor
+) -> contextlib.AbstractContextManager[None]:
+    """Around calls that are to be compared: a random subject draws the same numbers."""
+    if randomness is None:
+        return contextlib.nullcontext()
+    return seeded(0, images.device)
 
 
 def smallest_margin(logits: Tensor, labels: Tensor, target: Tensor) -> Tensor:

@@ -1,25 +1,43 @@
-"""The verdict: a fresh float32 forward of the deployed subject. Nothing else counts."""
+"""The verdict: a fresh float32 forward of the deployed subject. Nothing else counts.
+
+A random subject answers by its own rule over fresh draws, and what counts against it has to count
+twice: an attack that claims many points would else find the one whose draws were lucky.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..core.draws import Randomness, randomness_of, seeded
 from ..core.norms import distance, largest_allowed
+from ..core.rng import name_key
 from ..core.view import Logits
-from .caller import Cost, blaming, check_logits, check_tensor, out_of_memory
+from .caller import Cost, blaming, check_logits, check_tensor
 from .losses import misclassified
+from .memory import out_of_memory
+
+
+class Verdict(NamedTuple):
+    """Which points (B,) bool count, their `distance` (B,) float64 from the clean images, and
+    `share` (B,) float64: of the subject's draws that count (1 or 0 for a deterministic one)."""
+
+    counts: Tensor
+    distance: Tensor
+    share: Tensor
 
 
 @dataclass
 class Judge:
     """Judges claimed adversarial images for one deployed subject.
 
-    `subject`: its name for messages; `numbers` (N,): the examples' numbers in the data set.
+    `subject`: its name for messages; `numbers` (N,): the examples' numbers in the data set;
+    `seed`: of the draws of a random subject, which are fresh for every verdict.
     """
 
     deployed: Logits
@@ -28,9 +46,36 @@ class Judge:
     cost: Cost
     batch_size: int = 1000
     invalid: int = 0  # claimed points outside the ball or the box, or not finite
+    seed: object = 0
+
+    @property
+    def randomness(self) -> Randomness | None:
+        """How the deployed subject answers where it does so at random."""
+        return randomness_of(self.deployed)
 
     def logits(self, images: Tensor, example: Tensor) -> Tensor:
-        """Float32 logits (B, K) of the deployed subject, checked; `example` (B,) in the block."""
+        """Float32 logits (B, K) of the deployed subject, checked; `example` (B,) in the block.
+
+        Of a random subject: scores by its own rule over fresh draws.
+        """
+        return self.scores(self.draws(images, example))
+
+    def draws(self, images: Tensor, example: Tensor) -> Tensor:
+        """Logits (draws, B, K) of fresh draws; of a deterministic subject (1, B, K)."""
+        randomness = self.randomness
+        if randomness is None:
+            return self._pass(images, example)[None]
+        # The passes made so far tell this question from all others.
+        place = (self.seed, int(self.numbers[0]), self.cost.forward)
+        with seeded(name_key("verdict", *place), images.device):
+            return torch.stack([self._pass(images, example) for _ in range(randomness.draws)])
+
+    def scores(self, draws: Tensor) -> Tensor:
+        """The answer (B, K) that draws (draws, B, K) make, ordered like logits."""
+        randomness = self.randomness
+        return draws[0] if randomness is None else randomness.scores(draws)
+
+    def _pass(self, images: Tensor, example: Tensor) -> Tensor:
         parts: list[Tensor] = []
         start = 0
         while start < len(images):
@@ -68,23 +113,49 @@ class Judge:
         norm: str,
         example: Tensor,
     ) -> tuple[Tensor, Tensor]:
+        """The first two parts of `verdict`."""
+        found = self.verdict(points, clean, labels, target, eps, norm, example)
+        return found.counts, found.distance
+
+    def verdict(
+        self,
+        points: Tensor,
+        clean: Tensor,
+        labels: Tensor,
+        target: Tensor,
+        eps: Tensor,
+        norm: str,
+        example: Tensor,
+    ) -> Verdict:
         """Which `points` (B, C, H, W) count, and how far they lie from `clean`.
 
         A point counts when the deployed subject misclassifies it (targeted: into the target), all
         its values are finite and in [0, 1], and its norm is within `eps` (B,) by the one tolerance.
-        Returns (counts (B,) bool, distance (B,) float64).
         """
         flat = points.flatten(1)
         valid = (flat >= 0).all(1) & (flat <= 1).all(1)  # false for NaN too
         length = distance(points, clean, norm)
         valid &= length <= largest_allowed(eps.double())
         self.invalid += int((~valid).sum())
-        counts = torch.zeros_like(valid)
+        counts, share = torch.zeros_like(valid), torch.zeros_like(length)
         chosen = valid.nonzero()[:, 0]
-        if len(chosen):
-            logits = self.logits(points[chosen], example[chosen])
-            counts[chosen] = misclassified(logits, labels[chosen], target[chosen])
-        return counts, length
+        rounds = 1 if self.randomness is None else 2
+        for _ in range(rounds):
+            if len(chosen) == 0:
+                break
+            draws = self.draws(points[chosen], example[chosen])
+            aim = (labels[chosen], target[chosen])
+            share[chosen] = broken_share(draws, *aim)
+            wrong = misclassified(self.scores(draws), *aim)
+            counts[chosen] = wrong
+            chosen = chosen[wrong]
+        return Verdict(counts, length, share)
+
+
+def broken_share(draws: Tensor, labels: Tensor, target: Tensor) -> Tensor:
+    """The share (B,) float64 of draws (draws, B, K) that are misclassified."""
+    each = [misclassified(logits, labels, target) for logits in draws]
+    return torch.stack(each).double().mean(0)
 
 
 @contextlib.contextmanager

@@ -75,15 +75,41 @@ def test_the_first_image_is_no_success_and_a_refused_one_is_forgotten() -> None:
 
 
 def test_step_length_falls_by_a_cosine_to_a_hundredth() -> None:
+    """Steps of a length in L2; nine entries move alike, and the ball is far."""
     rows = some_rows()
-    attack = FMN(norm="l2", steps=100, step_size=0.02)
+    attack = FMN(norm="linf", steps=100, step_size=0.03)
     start = attack.start(rows)
-    for done, expected in ((0, 0.02), (50, 0.0101), (100, 0.0002)):
+    for done, expected in ((0, 0.03), (50, 0.01515), (100, 0.0003)):
         state = replace(start, done=torch.full((2,), done))
         moved = told(attack, state, rows, -50.0)
         torch.testing.assert_close(
             length(moved, rows, "l2"), torch.full((2,), expected).double(), rtol=1e-6, atol=0
         )
+
+
+def test_l1_steps_are_shorter_once_the_boundary_was_crossed() -> None:
+    rows = some_rows()
+    for attack, expected in (
+        (FMN(norm="l1"), (0.03, 0.01)),
+        (FMN(norm="linf"), (0.1, 0.1)),
+        (FMN(norm="l1", step_size=2.0), (0.02, 0.02)),
+    ):
+        start = attack.start(rows)
+        crossed = torch.tensor([False, True])
+        state = replace(start, found=crossed, done=torch.full((2,), attack.steps))
+        moved = told(attack, state, rows, -50.0)
+        torch.testing.assert_close(
+            length(moved, rows, "l2"), torch.tensor(expected).double(), rtol=1e-6, atol=0
+        )
+
+
+def test_l2_perturbations_are_scaled_up_to_the_radius() -> None:
+    """A step of a hundredth, a radius of 0.21: the point lies on the sphere."""
+    rows = some_rows()
+    attack = FMN(norm="l2", step_size=0.01)
+    state = told(attack, attack.start(rows), rows, -0.3)
+    torch.testing.assert_close(length(state, rows, "l2"), state.radius, rtol=1e-6, atol=0)
+    assert (state.radius > 0.2).all()
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
@@ -114,6 +140,20 @@ def test_not_weaker_than_foolbox(norm: str) -> None:
     both = torch.isfinite(ours) & torch.isfinite(theirs) & (ours > 0)
     assert both.sum() > 30
     assert ours[both].mean() <= 1.02 * theirs[both].mean()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_robust_networks_are_crossed_everywhere(norm: str) -> None:
+    """Adversarially trained: every image breaks, and in L2 about as near as by DDN."""
+    images, labels = nets.digits("test")
+    model = nets.trained(eps=0.2)
+    right = (oracles.predicted(model, images) == labels).nonzero()[:60, 0]
+    images, labels = images[right], labels[right]
+    ours = oracles.run(FMN(norm=norm), model, images, labels, ()).distance
+    assert torch.isfinite(ours).all()
+    if norm == "l2":
+        ddn = oracles.run(oracles.build("ddn"), model, images, labels, ()).distance
+        assert (ours / ddn).mean() <= 1.03
 
 
 def test_close_to_ddn() -> None:

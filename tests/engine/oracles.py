@@ -105,7 +105,7 @@ def run(
     **options: Any,
 ) -> Outcome:
     """A verdict run; options: sweep, target, numbers, batch_size, seed, precision, twin, deployed,
-    name, enough."""
+    name, enough, pool, keep_points."""
     target = options.get("target")
     block = Block(
         images=images,
@@ -114,6 +114,7 @@ def run(
         numbers=options.get("numbers", torch.arange(len(labels))),
         grid=grid,
         sweep=options.get("sweep", "envelope"),
+        pool=options.get("pool"),
     )
     twin = options.get("twin") or search_twin(
         View("test", model), images, options.get("precision", "fp32")
@@ -127,4 +128,5 @@ def run(
         seed=options.get("seed", 0),
         attack_name=options.get("name", "attack"),
         batch_size=options.get("batch_size", 256),
+        keep_points=options.get("keep_points", False),
     ).run()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -226,3 +228,26 @@ def test_attack_specific_rows_reach_the_attack() -> None:
     points = craft(Bands(0.5, 9.0), attack, images, torch.zeros(1).long(), 0.2)
     torch.testing.assert_close(points, images - 0.2)
     assert builders.rows(images, torch.zeros(1).long(), 0.2).run.tolist() == [0]
+
+
+@pytest.mark.parametrize("most", [1, 5])
+@pytest.mark.parametrize("error", [builders.cuda_memory, builders.cpu_memory])
+@pytest.mark.parametrize("name", ["pgd_linf", "ddn", "deepfool_l2"])
+def test_out_of_memory_changes_no_image(
+    name: str, most: int, error: Callable[[], Exception]
+) -> None:
+    """It is asked in parts from then on: the batch that failed is not tried at every step."""
+    model, images, labels = setting()
+    attack = oracles.build(name, steps=6)
+    whole = craft(model, attack, images, labels, EPS)
+    recorder = Recorder(builders.limited(model, most, error))
+    parts = craft(recorder, attack, images, labels, EPS)
+    torch.testing.assert_close(parts, whole, rtol=1e-9, atol=1e-12)
+    assert sum(size > most for size in recorder.sizes) <= 4
+
+
+def test_memory_that_does_not_suffice_for_one_image_is_told() -> None:
+    model, images, labels = setting()
+    limited = builders.limited(model, 0, builders.cuda_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        craft(limited, oracles.build("pgd_linf", steps=2), images, labels, EPS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from robustbench_defenses.engine.twin import (
     search_twin,
     smallest_margin,
 )
+from tests.engine import builders
 
 SIZE = (1, 12, 12)
 
@@ -394,3 +396,56 @@ def test_margins_do_not_see_shift_and_scale() -> None:
     labels, none = torch.arange(20) % 5, torch.full((20,), -1)
     plain = smallest_margin(logits, labels, none)
     torch.testing.assert_close(plain, smallest_margin(7 * logits - 3, labels, none))
+
+
+class Tight(nn.Module):
+    """Out of memory above `most` images."""
+
+    def __init__(self, most: int, error: Callable[[], Exception]) -> None:
+        super().__init__()
+        self.inner, self.most, self.error = network(), most, error
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > self.most:
+            raise self.error()
+        logits: Tensor = self.inner(x)
+        return logits
+
+
+@pytest.mark.parametrize("most", [1, 5])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("error", [builders.cuda_memory, builders.cpu_memory])
+def test_out_of_memory_makes_no_other_twin(
+    most: int, precision: str, error: Callable[[], Exception]
+) -> None:
+    """It is a frozen copy in bf16 all the same, tried on as many images as fit."""
+    net, x = Tight(most, error).eval(), images()
+    twin = search_twin(View("v", net), x, precision)
+    roomy = search_twin(View("v", network()), x, precision)
+    assert twin.autocast == roomy.autocast == (precision == "bf16")
+    assert isinstance(twin.fine, nn.Module)
+    assert not any(weight.requires_grad for weight in twin.fine.parameters())
+    one = x[:1]
+    torch.testing.assert_close(twin(one), roomy(one), rtol=0.02, atol=0.02)
+
+
+def test_random_subjects_are_compared_draw_by_draw() -> None:
+    """Noise far above the rounding of bf16 does not keep a network from being searched in bf16."""
+
+    class Noisy(nn.Module):
+        random, draws = True, 4
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.inner(x + 0.5 * torch.randn_like(x))
+            return logits
+
+    state = torch.random.get_rng_state()
+    twin = search_twin(View("v", Noisy().eval()), images(), "bf16")
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert twin.autocast
+    assert twin.randomness is not None
+    assert twin.randomness.draws == 4

@@ -1,0 +1,110 @@
+"""Transfer: images of the source's last iterates, judged by the subject."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustbench_defenses.attacks.autoattack import AutoAttack
+from robustbench_defenses.attacks.ddn import DDN
+from robustbench_defenses.attacks.pgd import PGD
+from robustbench_defenses.core import rng
+from robustbench_defenses.core.errors import UserError
+from robustbench_defenses.core.view import View
+from robustbench_defenses.engine.craft import craft
+from robustbench_defenses.engine.search import Block
+from robustbench_defenses.engine.transfer import Source, TransferSearch
+from robustbench_defenses.engine.twin import search_twin
+
+COUNT, SHAPE = 60, (1, 5, 5)
+
+
+class Linear(nn.Module):
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.map = nn.Linear(25, 4)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            self.map.weight.copy_(torch.randn(4, 25, generator=generator))
+            self.map.bias.copy_(torch.randn(4, generator=generator))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.map(images.flatten(1))
+
+
+def _images() -> Tensor:
+    return torch.rand(COUNT, *SHAPE, generator=torch.Generator().manual_seed(7))
+
+
+def _search(attack: Any, source: nn.Module, subject: nn.Module, grid: tuple[float, ...],
+            labels: Tensor | None = None, batch_size: int = 256) -> TransferSearch:  # fmt: skip
+    images = _images()
+    with torch.no_grad():
+        labels = source(images).argmax(1) if labels is None else labels
+    return TransferSearch(
+        attack=attack,
+        source=Source("source", source, search_twin(View("v", source), images, "fp32"), source),
+        deployed=subject,
+        block=Block(images, labels, torch.full_like(labels, -1), torch.arange(COUNT), grid),
+        batch_size=batch_size,
+        attack_name="pgd",
+    )
+
+
+def test_the_verdict_is_the_subjects_on_the_sources_last_iterates() -> None:
+    source, subject = Linear(0), Linear(0)
+    with torch.no_grad():
+        subject.map.weight.add_(0.3 * torch.randn_like(subject.map.weight))
+    attack = PGD(steps=7, rel_step=0.3)
+    search = _search(attack, source, subject, (0.05, 0.15))
+    found = search.run()
+    images, labels = search.block.images, search.block.labels
+    right = subject(images).argmax(1) == labels
+    assert torch.equal(found.broken[0] & ~right, ~right)
+    for place, eps in enumerate((0.05, 0.15)):
+        made = craft(source, attack, images, labels, eps,
+                     key=rng.run_keys(0, "pgd", torch.arange(COUNT)))  # fmt: skip
+        wrong = subject(made).argmax(1) != labels
+        assert torch.equal(found.broken[place], wrong | ~right)
+    assert bool((found.distance[~right] == 0).all())
+    assert 0 < int(right.sum()) < COUNT  # the test tells the two apart
+
+
+def test_results_do_not_depend_on_the_batch_size() -> None:
+    source, subject = Linear(0), Linear(3)
+    one = _search(PGD(steps=5), source, subject, (0.1,)).run()
+    two = _search(PGD(steps=5), source, subject, (0.1,), batch_size=7).run()
+    assert torch.equal(one.broken, two.broken)
+
+
+def test_a_minimum_norm_attack_transfers_its_nearest_image() -> None:
+    source = Linear(0)
+    itself = _search(DDN(steps=60), source, source, (0.2, 2.0)).run()
+    assert bool(torch.isfinite(itself.distance).all())  # what fools the source fools the source
+    other = _search(DDN(steps=60), source, Linear(5), (0.2, 2.0)).run()
+    assert bool(torch.isinf(other.distance).any())  # nearest images hardly transfer
+    finite = torch.isfinite(other.distance) & (other.distance > 0)
+    assert torch.equal(other.distance[finite], itself.distance[finite])
+
+
+def test_passes_are_counted() -> None:
+    found = _search(PGD(steps=5), Linear(0), Linear(0), (0.1,)).run()
+    assert found.cost.backward == 5 * COUNT
+    assert int(found.queries.max()) == 6
+
+
+def test_nothing_is_attacked_where_the_subject_is_wrong_anyway() -> None:
+    source = Linear(0)
+    with torch.no_grad():
+        wrong = (source(_images()).argmax(1) + 1) % 4
+    found = _search(PGD(steps=5), source, source, (0.1,), labels=wrong).run()
+    assert found.cost.backward == 0
+    assert bool(found.broken.all())
+
+
+def test_an_ensemble_has_no_images_to_transfer() -> None:
+    with pytest.raises(UserError, match="has no images to transfer"):
+        _search(AutoAttack(), Linear(0), Linear(0), (0.1,)).run()
