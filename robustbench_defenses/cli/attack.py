@@ -2,13 +2,17 @@
 
 rrd attack last --attack pgd --eps 0.3 --png grid.png
 rrd attack net.py:build --dataset mnist --attack fgsm --eps 0.2 -n 500 --save adv.npz
+rrd attack last --attack ddn --save nearest.npz
+rrd attack last --attack autoattack --eps 0.2 --png grid.png
 
 Every example is attacked, and what comes back is the attack's last image: the right thing for
-transfer and for pictures. How robust a subject is, `rrd eval` says.
+transfer and for pictures. Minimum-norm attacks and ensembles return the nearest images that passed
+the verdict; where they found none, `broken` is false. How robust a subject is, `rrd eval` says.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -46,7 +50,7 @@ def command(
         typer.Option(
             "--eps",
             metavar="E",
-            help="Budget in pixel units: 0.3, 8/255.",
+            help="Budget in pixel units: 0.3, 8/255; minimum-norm attacks need none.",
             show_default="the middle of the published grid",
         ),
     ] = None,
@@ -61,23 +65,9 @@ def command(
     keep: Annotated[
         str, typer.Option("--keep", metavar="RULE", help="last or best_loss iterate.")
     ] = "last",
-    dataset: Annotated[
-        str | None,
-        typer.Option(
-            "--dataset",
-            metavar="D",
-            help="Where the test examples come from; a run's own data set unless given.",
-            autocompletion=options.names_of("dataset"),
-            show_default=False,
-        ),
-    ] = None,
-    n: Annotated[
-        str | None,
-        typer.Option("-n", metavar="N", help="Number of test examples.", show_default="100"),
-    ] = None,
-    subset: Annotated[
-        str, typer.Option("--subset", metavar="RULE", help="first, random:SEED, correct, fold:K.")
-    ] = "first",
+    dataset: options.TestSet = None,
+    n: options.Count = None,
+    subset: options.Subset = "first",
     save: Annotated[
         Path | None,
         typer.Option(
@@ -162,12 +152,14 @@ def draw(made: Images, path: Path) -> None:
         made.labels[part].cpu().numpy(),
         made.before[part].cpu().numpy(),
         made.after[part].cpu().numpy(),
-        made.distances[made.norm][part].cpu().numpy(),
+        made.distances[made.norm].masked_fill(~made.broken, math.inf)[part].cpu().numpy(),
         path,
+        norm=made.norm,
     )
 
 
 def _show(made: Images, written: list[Path], as_json: bool, quiet: bool) -> None:
+    from ..report.text import NORM_NAMES
     from .console import note, out, print_json
 
     total = len(made.labels)
@@ -184,22 +176,28 @@ def _show(made: Images, written: list[Path], as_json: bool, quiet: bool) -> None
                 "n": total,
                 "clean_accuracy": clean / total,
                 "accuracy_of_images": standing / total,
-                "mean_distance": {
-                    norm: float(values.mean()) for norm, values in made.distances.items()
-                },
+                "mean_distance": {name: _mean(made, name) for name in made.distances},
                 "files": [str(path) for path in written],
             }
         )
         return
-    means = ", ".join(
-        f"{name} {float(made.distances[key].mean()):.3g}"
-        for key, name in (("linf", "Linf"), ("l2", "L2"), ("l1", "L1"))
-    )
-    out.print(
-        f"{made.attack} at eps {made.eps:g} on {made.subject}, {total} images of {made.dataset}"
-    )
+    budget = "" if made.eps is None else f" at eps {made.eps:g}"
+    out.print(f"{made.attack}{budget} on {made.subject}, {total} images of {made.dataset}")
     out.print(f"  right before {clean} of {total}, after {standing} of {total}")
-    out.print(f"  mean distance {means}")
+    said = ", ".join(
+        f"{name} {mean:.3g}" for key, name in NORM_NAMES.items() if (mean := _mean(made, key))
+    )
+    if said:
+        of = " of those it broke" if made.nearest else ""
+        out.print(f"  mean distance{of} {said}")
     if not quiet:
         for path in written:
             note(f"wrote {path}")
+
+
+def _mean(made: Images, norm: str) -> float | None:
+    """Mean distance, of a minimum-norm attack over the images that it broke; None of nothing."""
+    lengths = made.distances[norm]
+    if made.nearest:
+        lengths = lengths[made.broken & (made.before == made.labels)]
+    return float(lengths.mean()) if len(lengths) else None

@@ -4,13 +4,14 @@ rrd eval last --attack pgd --eps-sweep                 the published grid of the
 rrd eval last --attack fgsm,pgd --eps 0.3 -n 1000
 rrd eval net.py:build --dataset mnist --attack pgd --norm l2 --eps 0:3:0.5
 rrd eval RUN@last --attack pgd --set steps=100 --set restarts=5
+rrd eval last --attack all --eps 0.3 --budget standard --time-limit 30
 
 The same question again is answered from the store; --fresh asks again.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -20,8 +21,12 @@ from . import options
 if TYPE_CHECKING:
     from ..evaluation.diagnose import Diagnosis
     from ..evaluation.evaluate import Answer
+    from ..evaluation.limit import Unfinished
+    from ..evaluation.run import Evaluation
 
 THREAT = "Attack"
+# Declared passes from which on a run is announced.
+LONG = 5_000_000
 
 
 def command(
@@ -40,7 +45,7 @@ def command(
         typer.Option(
             "--attack",
             metavar="A[,B...]",
-            help="Attacks (rrd list attacks) or FILE.py:NAME.",
+            help="Attacks (rrd list attacks), FILE.py:NAME, or all: every attack that fits.",
             autocompletion=options.names_of("attack"),
             rich_help_panel=THREAT,
             show_default="pgd",
@@ -82,10 +87,31 @@ def command(
         typer.Option(
             "--sweep",
             metavar="RULE",
-            help="envelope: what broke stays broken at larger eps; independent: every eps afresh.",
+            help="envelope: what broke stays broken at larger eps; independent: every eps afresh; "
+            "clipped: what a minimum-norm attack found, clipped to each eps.",
             rich_help_panel=THREAT,
         ),
     ] = "envelope",
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            metavar="LEVEL",
+            help="quick, standard or deep: parameters and number of examples of each attack.",
+            rich_help_panel=THREAT,
+            show_default="quick with --attack all",
+        ),
+    ] = None,
+    time_limit: Annotated[
+        float | None,
+        typer.Option(
+            "--time-limit",
+            metavar="MIN",
+            help="Stop after so many minutes; what is done is kept, the same command goes on.",
+            rich_help_panel=THREAT,
+            show_default=False,
+        ),
+    ] = None,
     targeted: Annotated[
         bool,
         typer.Option(
@@ -94,6 +120,16 @@ def command(
             rich_help_panel=THREAT,
         ),
     ] = False,
+    backend: Annotated[
+        str,
+        typer.Option(
+            "--backend",
+            metavar="NAME",
+            help="native, or foolbox or autoattack: the library's own attack, for comparison "
+            "(its randomness depends on --batch-size).",
+            rich_help_panel=THREAT,
+        ),
+    ] = "native",
     view: Annotated[
         str | None,
         typer.Option(
@@ -104,28 +140,20 @@ def command(
             show_default=False,
         ),
     ] = None,
-    dataset: Annotated[
+    source: Annotated[
         str | None,
         typer.Option(
-            "--dataset",
-            metavar="D",
-            help="Where the test examples come from; a run's own data set unless given.",
-            autocompletion=options.names_of("dataset"),
+            "--source",
+            metavar="SUBJECT",
+            help="Transfer: images are made on this subject, the evaluated one only judges them.",
+            autocompletion=options.run_ids(),
+            rich_help_panel=THREAT,
             show_default=False,
         ),
     ] = None,
-    n: Annotated[
-        str | None,
-        typer.Option(
-            "-n", metavar="N", help="Number of test examples, or all.", show_default="1000"
-        ),
-    ] = None,
-    subset: Annotated[
-        str,
-        typer.Option(
-            "--subset", metavar="RULE", help="first, random:SEED, correct or fold:K (ten folds)."
-        ),
-    ] = "first",
+    dataset: options.TestSet = None,
+    n: options.Count = None,
+    subset: options.Subset = "first",
     diagnose: Annotated[
         bool,
         typer.Option(
@@ -152,15 +180,18 @@ def command(
         raise UserError("--eps and --eps-sweep exclude each other")
     grid = eps if eps is not None else (eps_sweep or None)
     names = options.split_names(attack or ["pgd"])
-    chosen = settings_by_attack(options.parse_set(settings), names)
+    chosen = settings_by_attack(options.parse_set(settings), expanded(names, norm))
     budgets = None if grid is None else parse_grid(grid, norm or implied_norm(names, chosen))
     count = options.parse_count(n)
     images = options.parse_batch_size(batch_size)
 
+    from ..evaluation.limit import TimeLimit
+    from ..evaluation.overall import Overall
     from ..evaluation.run import evaluate
-    from .console import progress
+    from .console import err, progress
 
-    reporter = progress(quiet)
+    reporter = Overall(progress(quiet))
+    limit = None if time_limit is None else TimeLimit(time_limit)
     # Every subject is checked before the first is attacked.
     asked = [
         evaluate(
@@ -173,8 +204,12 @@ def command(
             settings=chosen,
             sweep=sweep,
             targeted=targeted,
+            backend=backend,
             view=view,
             subset=subset,
+            source=source,
+            budget=budget,
+            time_limit=limit,
             seed=seed,
             device=device,
             precision=precision,
@@ -187,19 +222,26 @@ def command(
         )
         for subject in dict.fromkeys(subjects or ["last"])
     ]
-    answered = [answer for answers in asked for answer in answers]
+    reporter.expect([sum(each.passes) for one in asked for each in one.asked])
+    if not quiet:
+        announce(asked)
+    answered, unfinished, said = answers_of(asked)
     diagnoses = []
-    if diagnose:
+    if diagnose and not unfinished:
         from ..evaluation.diagnose import diagnose as diagnose_
 
+        whole = "all" in names
+        suspects = [name for name in names if name != "all"] or ["pgd"]
         for subject in dict.fromkeys(subjects or ["last"]):
             diagnoses.append(
                 diagnose_(
                     subject,
+                    suspects,
                     dataset=dataset,
                     eps=None if budgets is None else budgets[-1],
-                    norm=norm or implied_norm(names, chosen),
+                    norm=norm,
                     n=count,
+                    settings=chosen | {"": {}} if whole else chosen,
                     subset=subset,
                     view=view,
                     seed=seed,
@@ -208,12 +250,60 @@ def command(
                     threads=threads,
                     data_dir=data,
                     results_dir=results,
-                    progress=reporter,
+                    progress=progress(quiet),
                 )
             )
-    show(answered, diagnoses, as_json=json_, quiet=quiet)
+    show(answered, diagnoses, as_json=json_, quiet=quiet, unfinished=unfinished)
+    for sentence in said:
+        err.print(sentence, soft_wrap=True)
+    if unfinished:
+        raise typer.Exit(1)
     if any(one.errors for one in diagnoses):
         raise typer.Exit(1)
+
+
+def expanded(names: list[str], norm: str | None) -> list[str]:
+    """The attacks that may be spoken of by `--set`; `all` is every attack of the norm."""
+    if "all" not in names:
+        return names
+    from ..evaluation.budgets import expand
+
+    return expand(names, norm)
+
+
+def announce(asked: list[Evaluation]) -> None:
+    """Before a long run: how much it may cost."""
+    from .console import note
+
+    left = [each.passes for one in asked for each in one.open()]
+    forward, backward = (sum(pair) for pair in zip(*left)) if left else (0, 0)
+    if forward + backward < LONG:
+        return
+    what = "1 attack" if len(left) == 1 else f"{len(left)} attacks"
+    note(
+        f"{what} to run, at most {_millions(forward)} forward and {_millions(backward)} backward "
+        "passes of one image; broken images cost no more"
+    )
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.0f} million" if count >= 1e7 else f"{count / 1e6:.1f} million"
+
+
+def answers_of(asked: list[Evaluation]) -> tuple[list[Answer], list[Unfinished], list[str]]:
+    """The answers; what a time limit has cut; and the sentences that say so."""
+    from ..core.errors import OutOfTime
+
+    answered: list[Answer] = []
+    unfinished: list[Unfinished] = []
+    said: list[str] = []
+    for one in asked:
+        try:
+            answered.extend(one)
+        except OutOfTime as stop:
+            unfinished += cast("list[Unfinished]", stop.left)
+            said.append(stop.message)
+    return answered, unfinished, said
 
 
 def implied_norm(names: list[str], settings: dict[str, dict[str, object]]) -> str:
@@ -257,22 +347,37 @@ def _called(attack: str, names: list[str]) -> list[str]:
     return found
 
 
-def show(answers: list[Answer], diagnoses: list[Diagnosis], as_json: bool, quiet: bool) -> None:
+def show(
+    answers: list[Answer],
+    diagnoses: list[Diagnosis],
+    as_json: bool,
+    quiet: bool,
+    unfinished: list[Unfinished] | None = None,
+) -> None:
     """The answers on stdout: one JSON document, or a table with what a reader needs to know."""
     import time
 
-    from .console import duration, note, out, print_json
+    from .console import duration, err, note, out, print_json
 
+    err.release()
     stored = [answer.stored for answer in answers]
+    from ..report.panels import optimality_scores
+
     if as_json:
         document: dict[str, object] = {"results": [one.document() for one in stored]}
         if diagnoses:
             document["diagnoses"] = [one.document() for one in diagnoses]
+        if scores := optimality_scores(stored):
+            document["optimality"] = scores
+        if unfinished:
+            document["unfinished"] = [one.document() for one in unfinished]
         print_json(document)
         return
     from ..report.table import results_table
+    from .diagnosis import show_diagnosis
 
-    out.print(results_table(stored, out.width))
+    if stored:
+        out.print(results_table(stored, out.width))
     for diagnosis in diagnoses:
         show_diagnosis(diagnosis)
     if quiet:
@@ -284,39 +389,3 @@ def show(answers: list[Answer], diagnoses: list[Diagnosis], as_json: bool, quiet
             note(f"stored {age} ago; --fresh to ask again: {path}")
         else:
             note(f"stored {path}")
-
-
-def show_diagnosis(found: Diagnosis) -> None:
-    """One screen: what fired, how much was checked, and the answer in a sentence."""
-    from .console import duration, out
-
-    out.print()
-    out.print(
-        f"Is this robustness real?  {found.subject}, eps {found.eps:g} ({found.norm}), "
-        f"{found.n} images, {duration(found.seconds)}",
-        style="bold",
-    )
-    ranks = {"error": "ERROR", "warning": "WARN "}
-    fired = sorted(
-        (one for one in found.checks if one.fired and one.severity in ranks),
-        key=lambda one: list(ranks).index(one.severity),
-    )
-    for one in fired:
-        out.print(f" {ranks[one.severity]}  {one.name}: {one.sentence}")
-    for one in found.checks:
-        if one.skipped is not None:
-            out.print(f" -      {one.name}: {one.sentence}", style="dim")
-    quiet_ones = sum(not one.fired and one.skipped is None for one in found.checks)
-    out.print(f" ok     {quiet_ones} other checks")
-    out.print()
-    left, base = 100 * found.left, 100 * found.base
-    if found.errors:
-        out.print(
-            f"No: {found.errors[0].sentence}. At eps {found.eps:g} at most {left:.1f} % are right "
-            f"(worst case over all that was tried; pgd alone says {base:.1f} %)."
-        )
-    else:
-        out.print(
-            f"Nothing here speaks against it: {left:.1f} % survive everything that was tried at "
-            f"eps {found.eps:g} (pgd alone {base:.1f} %). A stronger attack may leave less."
-        )

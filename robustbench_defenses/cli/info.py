@@ -3,6 +3,7 @@
 rrd info pgd
 rrd info mnist
 rrd info attack:pgd            where two kinds share a name
+rrd info zero_gradient         a diagnostic of evaluations
 rrd info my_attack.py:MyAttack
 """
 
@@ -19,7 +20,7 @@ from rich.text import Text
 from ..core import registry
 from ..core.errors import UserError
 from ..core.settings import Param, shown
-from . import stored
+from . import diagnosis, stored
 from .console import out, print_json
 from .options import DEFAULT_RESULTS, Debug, Json, Quiet, Results
 
@@ -49,6 +50,10 @@ def command(
     try:
         entry = registry.find_any(name)
     except UserError:
+        card = diagnosis.card_of(name)
+        if card is not None:
+            diagnosis.show_card(card, as_json=json)
+            return
         kept = stored.find_stored(name, results)
         if kept is None:
             raise

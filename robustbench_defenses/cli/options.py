@@ -124,6 +124,41 @@ Fresh: TypeAlias = Annotated[
     bool,
     typer.Option("--fresh", help="Ignore stored results.", rich_help_panel=COMMON),
 ]
+Dataset: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--dataset",
+        metavar="D",
+        help="A data set (rrd list datasets), folder:PATH, npz:FILE or FILE.py:NAME.",
+        autocompletion=names_of("dataset"),
+        show_default=False,
+    ),
+]
+TestSet: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--dataset",
+        metavar="D",
+        help="Where the test examples come from; a run's own data set unless given.",
+        autocompletion=names_of("dataset"),
+        show_default=False,
+    ),
+]
+Count: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "-n",
+        metavar="N",
+        help="Number of test examples, or all; 1,000 unless given (rrd attack: 100).",
+        show_default=False,
+    ),
+]
+Subset: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--subset", metavar="RULE", help="first, random:SEED, correct or fold:K (ten folds)."
+    ),
+]
 Set: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(

@@ -38,16 +38,7 @@ def command(
             autocompletion=options.names_of("defense"),
         ),
     ],
-    dataset: Annotated[
-        str,
-        typer.Option(
-            "--dataset",
-            metavar="D",
-            help="A data set (rrd list datasets), npz:FILE or FILE.py:NAME.",
-            autocompletion=options.names_of("dataset"),
-            show_default=False,
-        ),
-    ],
+    dataset: options.Dataset,
     model: Annotated[
         str | None,
         typer.Option(

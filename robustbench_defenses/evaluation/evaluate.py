@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
-import resource
 import shutil
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
 
 from ..core import plugins
 from ..core.device import Machine
@@ -22,20 +15,17 @@ from ..core.errors import Interrupted
 from ..core.files import check_writable
 from ..core.identity import file_digest, short_hash
 from ..core.progress import Progress, Silent
-from ..engine.ensemble import search_for
-from ..engine.search import BATCH_SIZE, Block
-from ..engine.twin import Twin, search_twin
 from ..engine.verdict import evaluation_mode
-from ..training import environment
-from . import blocks, diagnostics, metrics, schema, store
-from .examples import Examples, targets
-from .facts import Facts, buffers_digest, look
+from . import backends, blocks, diagnostics, store
+from .examples import Examples
+from .facts import buffers_digest, look
 from .foreign import guarded
+from .limit import TimeLimit, Unfinished
 from .question import AttackQuestion
 from .record import Record
+from .result import evidence_of, record_of, result_of
+from .running import run_blocks
 from .subject import Subject
-
-GPU_BATCH_SIZE = 2048
 
 
 @dataclass(frozen=True)
@@ -47,9 +37,11 @@ class Settings:
     precision: str = "auto"  # as requested: the machine's resolved one steers the search
     seed: int = 0
     view: str | None = None
+    source: Subject | None = None  # who makes the images, where it is not the subject (transfer)
     batch_size: int | None = None
     fresh: bool = False
     progress: Progress = field(default_factory=Silent)
+    limit: TimeLimit | None = None
 
 
 @dataclass(frozen=True)
@@ -83,8 +75,29 @@ def question_key(
             "view": subject.view(settings.view).name,
             "precision": settings.precision,
             "seed": settings.seed,
+            **backends.identity(question.backend, settings.batch_size),
+            **_draws(subject, settings),
+            **_transferred(settings),
         }
     )
+
+
+def _draws(subject: Subject, settings: Settings) -> dict[str, Any]:
+    """What decides the answers of a random subject and what an attacker averages."""
+    random = subject.view(settings.view).randomness
+    if random is None and not subject.about.random:
+        return {}
+    seen = None if random is None else [random.draws, random.aggregation, random.eot]
+    return {"draws": [subject.about.draws, subject.about.aggregation, seen]}
+
+
+def _transferred(settings: Settings) -> dict[str, Any]:
+    """What decides the images of a transfer attack."""
+    source = settings.source
+    if source is None:
+        return {}
+    who = [source.about.weights, source.code, source.about.options, source.views[0].name]
+    return {"images_from": who}
 
 
 def answer(
@@ -96,33 +109,58 @@ def answer(
 ) -> Answer:
     """The stored answer to `question`, made now where it is not there yet.
 
-    `one_step`: an fgsm record of the same examples, for the diagnostics.
+    `one_step`: an fgsm record of the same examples, for the diagnostics. Ctrl-C: `Interrupted`;
+    over the time limit: `OutOfTime`; both keep what is done.
     """
-    key = question_key(subject, examples, question, settings)
-    if not settings.fresh:
-        found = store.find(settings.results_dir, subject.about.id, question.name, key)
-        if found is not None:
-            found.record()  # a damaged one is told now, not when it is needed
-            return Answer(found, cached=True)
+    known = stored_answer(subject, examples, question, settings)
+    if known is not None:
+        return known
     check_writable(settings.results_dir)
+    key = question_key(subject, examples, question, settings)
     folder = _partial(settings, subject, question, key)
-    started = time.perf_counter()
+    if settings.fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    if settings.limit is not None:
+        settings.limit.begin()
     try:
         with guards(subject, question):
             facts = look(subject, examples)
             with evaluation_mode(subject.deployed):
-                pieces = _blocks(subject, examples, question, settings, folder)
+                pieces = run_blocks(subject, examples, question, settings, folder)
             facts.buffers_changed = facts.buffers != buffers_digest(subject)
-            record = _record(pieces, question, examples)
-            evidence = _evidence(record, question, pieces, facts, one_step)
+            record = record_of(pieces, question, examples)
+            evidence = evidence_of(record, question, pieces, facts, one_step)
     except KeyboardInterrupt:
         raise Interrupted(_stopped(subject, question, settings, folder, len(examples))) from None
-    seconds = time.perf_counter() - started
-    result = _result(subject, examples, question, settings, key, record, pieces, seconds)
+    result = result_of(subject, examples, question, settings, key, record, pieces)
     result = result.model_copy(update={"diagnostics": diagnostics.run_checks(evidence)})
     stored = store.save(result, record, settings.results_dir)
     shutil.rmtree(folder, ignore_errors=True)
     return Answer(stored, cached=False)
+
+
+def stored_answer(
+    subject: Subject, examples: Examples, question: AttackQuestion, settings: Settings
+) -> Answer | None:
+    """The answer that is there already, unless a fresh one is wanted."""
+    if settings.fresh:
+        return None
+    key = question_key(subject, examples, question, settings)
+    found = store.find(settings.results_dir, subject.about.id, question.name, key)
+    if found is None:
+        return None
+    found.record()  # a damaged one is told now, not when it is needed
+    return Answer(found, cached=True)
+
+
+def unfinished(
+    subject: Subject, examples: Examples, question: AttackQuestion, settings: Settings
+) -> Unfinished:
+    """A question that has no answer yet, and how much of it is kept."""
+    key = question_key(subject, examples, question, settings)
+    folder = _partial(settings, subject, question, key)
+    share = blocks.kept_share(folder, len(examples))
+    return Unfinished(subject.name, question.name, share)
 
 
 @contextlib.contextmanager
@@ -147,214 +185,15 @@ def _stopped(
 ) -> str:
     """What is left of an interrupted answer, and how to go on."""
     kept = 0 if settings.fresh else blocks.kept_examples(folder, total)
+    share = 0.0 if settings.fresh else blocks.kept_share(folder, total)
     about = f"interrupted: {question.name} on {subject.name}"
-    if kept == 0:
+    if share == 0:
         return f"{about} is not finished; the same command begins it again"
+    if share > kept / total:
+        return f"{about}, {100 * share:.0f} % of the work is kept; the same command goes on"
     return f"{about}, {kept:,} of {total:,} examples are kept; the same command goes on"
 
 
 def _partial(settings: Settings, subject: Subject, question: AttackQuestion, key: str) -> Path:
     path, _ = store.paths(settings.results_dir, subject.about.id, question.name, key)
     return path.with_suffix(".part")
-
-
-def _blocks(
-    subject: Subject,
-    examples: Examples,
-    question: AttackQuestion,
-    settings: Settings,
-    folder: Path,
-) -> list[dict[str, Any]]:
-    """The outcome of every block; finished ones are kept in `folder` until the result is whole."""
-    view = subject.view(settings.view)
-    twin = search_twin(view, examples.images, settings.machine.precision)
-    progress, total = settings.progress, len(examples)
-    progress.start(f"{question.name} on {subject.name}", total)
-    pieces = []
-    for start in range(0, total, blocks.BLOCK_SIZE):
-        piece = None if settings.fresh else blocks.kept(folder, start, total)
-        if piece is None:
-            piece = _block(subject, examples, question, settings, twin, start)
-            if total > blocks.BLOCK_SIZE:
-                blocks.keep(folder, start, piece)
-        pieces.append(piece)
-        standing = sum(int(np.isinf(one["distance"]).sum()) for one in pieces)
-        progress.update(start + blocks.size(start, total), f"{standing} standing")
-    progress.finish(f"{standing} of {total} standing")
-    return pieces
-
-
-def _block(
-    subject: Subject,
-    examples: Examples,
-    question: AttackQuestion,
-    settings: Settings,
-    twin: Twin,
-    start: int,
-) -> dict[str, Any]:
-    stop = start + blocks.size(start, len(examples))
-    part = slice(start, stop)
-    labels = examples.labels[part]
-    wanted = torch.full_like(labels, -1)
-    if question.targeted:
-        wanted = targets(examples, examples.info.classes, settings.seed)[part]
-    gpu = settings.machine.device.type == "cuda"
-    progress = settings.progress
-    search = search_for(
-        question.attack,
-        twin=twin,
-        deployed=subject.deployed,
-        block=Block(
-            images=examples.images[part],
-            labels=labels,
-            target=wanted,
-            numbers=examples.index[part],
-            grid=question.budgets,
-            sweep=question.sweep,
-        ),
-        subject=subject.name,
-        seed=settings.seed,
-        attack_name=question.name,
-        batch_size=settings.batch_size or (GPU_BATCH_SIZE if gpu else BATCH_SIZE),
-        report=lambda done, share: progress.update(
-            start + int(share * (stop - start)), f"{stop - start - done} standing"
-        ),
-    )
-    return blocks.arrays(search.run())
-
-
-def _record(pieces: list[dict[str, Any]], question: AttackQuestion, examples: Examples) -> Record:
-    index = examples.index.cpu().numpy()
-    label = examples.labels.cpu().numpy()
-
-    def joined(name: str) -> Any:
-        return np.concatenate([piece[name] for piece in pieces], axis=-1)
-
-    if question.sweep == "independent" and question.budgets:
-        return Record.from_table(
-            index, label, joined("clean_prediction"), joined("queries"),
-            np.array(question.budgets, dtype=np.float64), joined("broken"),
-        )  # fmt: skip
-    return Record(
-        index, label, joined("clean_prediction"), joined("distance"), joined("budget"),
-        joined("queries"),
-    )  # fmt: skip
-
-
-def _evidence(
-    record: Record,
-    question: AttackQuestion,
-    pieces: list[dict[str, Any]],
-    facts: Facts,
-    one_step: Record | None,
-) -> diagnostics.Evidence:
-    def joined(name: str) -> Any:
-        return diagnostics.evidence_arrays(pieces, name)
-
-    travel = getattr(question.attack, "travel", None)
-    return diagnostics.Evidence(
-        record=record,
-        grid=question.grid,
-        norm=question.norm,
-        attack=question.name,
-        targeted=question.targeted,
-        classes=facts.classes,
-        zero_start=joined("trace_zero_start"),
-        zero_end=joined("trace_zero_end"),
-        tried=joined("trace_tried"),
-        loss_rose=joined("trace_loss_rose"),
-        reach=joined("trace_reach"),
-        travel={eps: travel(eps) for eps in question.budgets} if travel is not None else {},
-        invalid_claims=sum(int(piece["invalid"]) for piece in pieces),
-        pixel_range=facts.pixel_range,
-        probabilities=facts.probabilities,
-        coupling=facts.coupling,
-        buffers_changed=facts.buffers_changed,
-        trained_mode=facts.trained_mode,
-        one_step=one_step,
-    )
-
-
-def _result(
-    subject: Subject,
-    examples: Examples,
-    question: AttackQuestion,
-    settings: Settings,
-    key: str,
-    record: Record,
-    pieces: list[dict[str, Any]],
-    seconds: float,
-) -> schema.Result:
-    clean = metrics.clean_accuracy(record)
-    curve = metrics.curve(record, list(question.grid))
-    machine = settings.machine
-    c, h, w = (int(size) for size in examples.images.shape[1:])
-    return schema.Result(
-        schema="rrd.result/1",
-        key=key,
-        subject=subject.about,
-        dataset=schema.Dataset(
-            name=examples.info.name,
-            digest=examples.digest,
-            subset=examples.subset,
-            n=len(examples),
-            classes=examples.info.classes,
-            shape=(c, h, w),
-        ),
-        attack=schema.Attack(
-            name=question.name,
-            entry=question.entry.family,
-            version=question.entry.version,
-            norm=question.norm,  # type: ignore[arg-type]
-            targeted=question.targeted,
-            parameters=question.parameters,
-        ),
-        view=subject.view(settings.view).name,
-        sweep=question.sweep,  # type: ignore[arg-type]
-        precision=settings.precision,
-        seed=settings.seed,
-        n=len(examples),
-        clean_accuracy=clean.value,
-        clean_low=clean.low,
-        clean_high=clean.high,
-        curve=curve,
-        auc=metrics.curve_auc(curve, clean.value) if len(question.budgets) > 1 else None,
-        unbounded_accuracy=metrics.unbounded_accuracy(record) if question.minimum else None,
-        distances=metrics.distance_summary(record),
-        cost=schema.Cost(
-            forward_passes=sum(int(piece["forward"]) for piece in pieces),
-            backward_passes=sum(int(piece["backward"]) for piece in pieces),
-            seconds=seconds,
-            peak_memory_mb=_peak_memory(machine),
-            threads=machine.threads,
-        ),
-        environment=current_environment(machine),
-    )
-
-
-def _peak_memory(machine: Machine) -> float:
-    """Largest memory in MB: of the device on a GPU, else of this process so far."""
-    if machine.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(machine.device) / 2**20
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
-def current_environment(machine: Machine) -> schema.Environment:
-    """Where this process runs."""
-    found = environment.versions()
-    device = str(machine.device)
-    if machine.device.type == "cuda":
-        device += f" ({torch.cuda.get_device_name(machine.device)})"
-    return schema.Environment(
-        rrd=found["rrd"],
-        torch=found["torch"],
-        python=found["python"],
-        platform=found["platform"],
-        device=device,
-        threads=machine.threads,
-        precision=machine.precision,
-        git_commit=environment.git_commit(),
-        command=environment.command(),
-        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    )

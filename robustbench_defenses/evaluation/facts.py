@@ -19,7 +19,8 @@ class Facts:
     """Evidence for the diagnostics.
 
     `coupling`: largest change of a logit, as a share of the logit range, when an image is asked
-    alone; `trained_mode`: the subject was given in training mode; `buffers`: their digest.
+    alone; `trained_mode`: the subject was given in training mode; `buffers`: their digest;
+    `random`: it says that its answers are random; `trained_eps`: the budget of its training.
     """
 
     classes: int
@@ -29,6 +30,9 @@ class Facts:
     trained_mode: bool
     buffers: str
     buffers_changed: bool = False
+    random: bool = False
+    trained_eps: float | None = None
+    dataset: str = ""
 
 
 def buffers_digest(subject: Subject) -> str:
@@ -60,6 +64,9 @@ def look(subject: Subject, examples: Examples) -> Facts:
         coupling=float(change / spread),
         trained_mode=trained_mode,
         buffers=buffers_digest(subject),
+        random=subject.about.random or subject.views[0].random,
+        trained_eps=subject.trained_eps,
+        dataset=examples.info.name,
     )
 
 

@@ -1,4 +1,9 @@
-"""Image runs: what `rrd attack` and `robustbench_defenses.attack` call."""
+"""Image runs: what `rrd attack` and `robustbench_defenses.attack` call.
+
+Attacks with a budget return the last (or best-loss) iterate of every example, and nobody leaves
+early. Minimum-norm attacks and ensembles return what they look for: the nearest image that the
+verdict accepted. Where they found none they return their last iterate, marked as not broken.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +20,14 @@ from ..core.device import machine
 from ..core.errors import UserError
 from ..core.norms import check_eps, distance
 from ..core.progress import Progress, Silent
-from ..core.view import Logits
+from ..core.view import Logits, View
 from ..engine.caller import Cost
-from ..engine.craft import craft
+from ..engine.craft import Keep, craft
+from ..engine.ensemble import search_for
+from ..engine.guides import Pool
+from ..engine.minimum import STRETCHES
+from ..engine.search import Block
+from ..engine.twin import search_twin
 from ..engine.verdict import Judge, evaluation_mode
 from . import evaluate as answering
 from . import examples as choosing
@@ -48,7 +58,7 @@ def attack_tensors(
     labels: Tensor,
     name: str,
     *,
-    eps: float,
+    eps: float | None,
     norm: str | None,
     target: Tensor | None,
     keep: str,
@@ -66,49 +76,144 @@ def attack_tensors(
     examples' numbers, which key their randomness (default: their positions).
     """
     _check_tensors(images, labels, target)
-    if keep not in ("last", "best_loss"):
-        raise UserError(f"unknown keep {keep!r}", hint="last or best_loss")
     entry = asking.named(name, norm)
     made = entry.create(**dict(settings) | ({"norm": norm} if norm and _has_norm(entry) else {}))
-    if hasattr(made, "members"):
-        raise UserError(
-            f"{entry.name} is an ensemble and returns no images of its own",
-            hint="rrd eval asks it for verdicts; for images name one of its members",
-        )
-    check_eps(eps, made.norm)
+    nearest = bool(getattr(made, "minimum", False))
+    searching = nearest or hasattr(made, "members")
+    _check_request(entry.name, made.norm, eps, keep, nearest, searching)
     everyone = torch.arange(len(images), device=images.device)
     index = everyone if index is None else index
-    keys = rng.run_keys(seed, entry.name, index)
     judge = Judge(deployed or view, subject or type(view).__name__, index, Cost())
+    goal = torch.full_like(labels, -1) if target is None else target
+    job = _Job(view, made, entry.name, images, labels, goal, index, eps, seed, batch_size, judge)
     with evaluation_mode(view, deployed):
-        classes = int(judge.logits(images[:1], everyone[:1]).shape[1])
+        _check_classes(judge, images, labels, target)
+        if searching:
+            points = _searched(job, report)
+        else:
+            points = _crafted(job, "best_loss" if keep == "best_loss" else "last", report)
+        broken, length = _verdict(job, points)
+        prediction = judge.logits(points, everyone).argmax(1)
+    return Attacked(points, broken, length, prediction)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One image run: who is attacked by what, on which examples."""
+
+    view: Logits
+    attack: Any
+    name: str
+    images: Tensor
+    labels: Tensor
+    target: Tensor
+    index: Tensor
+    eps: float | None
+    seed: int
+    batch_size: int
+    judge: Judge
+
+
+def _crafted(job: _Job, keep: Keep, report: Callable[[int], None]) -> Tensor:
+    """The last or best-loss iterates (N, C, H, W)."""
+    assert job.eps is not None
+    keys = rng.run_keys(job.seed, job.name, job.index)
+    everyone, parts = torch.arange(len(job.images), device=job.images.device), []
+    for part in torch.split(everyone, job.batch_size):
+        parts.append(
+            craft(
+                job.view,
+                job.attack,
+                job.images[part],
+                job.labels[part],
+                job.eps,
+                key=keys[part],
+                target=job.target[part],
+                keep=keep,
+                pool=Pool.of(job.images, job.labels),
+            )
+        )
+        report(int(part[-1]) + 1)
+    return torch.cat(parts)
+
+
+def _searched(job: _Job, report: Callable[[int], None]) -> Tensor:
+    """The nearest verified images (N, C, H, W), last iterates where there are none.
+
+    The search runs in float32. Verdicts at the boundary may hang on how a pass was batched: an
+    image that a pass of all images refuses is moved away from its clean image by tiny stretches.
+    """
+    search = search_for(
+        job.attack,
+        twin=search_twin(View("attacked", job.view), job.images, "fp32"),
+        deployed=job.judge.deployed,
+        block=Block(
+            images=job.images,
+            labels=job.labels,
+            target=job.target,
+            numbers=job.index,
+            grid=() if job.eps is None else (job.eps,),
+            pool=Pool.of(job.images, job.labels),
+        ),
+        subject=job.judge.subject,
+        seed=job.seed,
+        attack_name=job.name,
+        batch_size=job.batch_size,
+        report=lambda done, share: report(int(share * len(job.images))),
+        keep_points=True,
+    )
+    out = search.run()
+    assert out.points is not None
+    points: Tensor = out.points
+    found = torch.isfinite(out.distance) & (out.distance > 0)
+    refused = (found & ~_verdict(job, points)[0]).nonzero()[:, 0]
+    for stretch in STRETCHES:
+        if len(refused) == 0:
+            break
+        clean = job.images[refused]
+        moved = (clean + stretch * (points[refused] - clean)).clamp_(0, 1)
+        counts, _ = _verdict(job, moved, refused)
+        points[refused[counts]] = moved[counts]
+        refused = refused[~counts]
+    return points
+
+
+def _verdict(job: _Job, points: Tensor, which: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Which `points` of the examples `which` (all) count within the budget, and their distances."""
+    which = torch.arange(len(job.images), device=job.images.device) if which is None else which
+    most = torch.inf if job.eps is None else job.eps
+    limit = torch.full((len(which),), most, dtype=torch.float64, device=points.device)
+    return job.judge.judge(
+        points,
+        job.images[which],
+        job.labels[which],
+        job.target[which],
+        limit,
+        job.attack.norm,
+        which,
+    )
+
+
+def _check_request(
+    name: str, norm: str, eps: float | None, keep: str, nearest: bool, searching: bool
+) -> None:
+    """What is asked of the attack must fit its kind."""
+    if keep not in ("last", "best_loss"):
+        raise UserError(f"unknown keep {keep!r}", hint="last or best_loss")
+    if searching and keep != "last":
+        raise UserError(f"{name} returns the nearest verified images; it has no {keep} iterates")
+    if eps is not None:
+        check_eps(eps, norm)
+    elif not nearest:
+        raise UserError(f"{name} needs an eps")
+
+
+def _check_classes(judge: Judge, images: Tensor, labels: Tensor, target: Tensor | None) -> None:
+    classes = int(judge.logits(images[:1], torch.zeros_like(labels[:1])).shape[1])
     for what, numbers in (("labels", labels), ("target", target)):
         if numbers is not None and not bool(((numbers >= 0) & (numbers < classes)).all()):
             span = f"{int(numbers.min())} to {int(numbers.max())}"
             raise UserError(f"{judge.subject} gives {classes} logits, but {what} go from {span}")
-    goal = torch.full_like(labels, -1) if target is None else target
-    with evaluation_mode(view, deployed):
-        parts = []
-        for start in range(0, len(images), batch_size):
-            part = everyone[start : start + batch_size]
-            parts.append(
-                craft(
-                    view,
-                    made,
-                    images[part],
-                    labels[part],
-                    eps,
-                    key=keys[part],
-                    target=goal[part],
-                    keep="best_loss" if keep == "best_loss" else "last",
-                )
-            )
-            report(start + len(part))
-        points = torch.cat(parts)
-        prediction = judge.logits(points, everyone).argmax(1)
-        limit = torch.full((len(images),), eps, dtype=torch.float64, device=images.device)
-        broken, length = judge.judge(points, images, labels, goal, limit, made.norm, everyone)
-    return Attacked(points, broken, length, prediction)
 
 
 def _has_norm(entry: Any) -> bool:
@@ -136,7 +241,8 @@ class Images:
     """What an image run returned; all tensors have one row per example.
 
     `clean`, `adversarial` (N, C, H, W) in [0, 1]; `labels`, `before`, `after`, `index` (N,) int64;
-    `broken` (N,) bool: counts by the verdict at eps; `distances`: norm -> (N,) float64.
+    `broken` (N,) bool: counts by the verdict at eps (None: at any norm); `distances`: norm -> (N,)
+    float64. `nearest`: the attack looked for the nearest images.
     """
 
     clean: Tensor
@@ -147,7 +253,8 @@ class Images:
     index: Tensor
     broken: Tensor
     distances: dict[str, Tensor]
-    eps: float
+    nearest: bool
+    eps: float | None
     norm: str
     attack: str
     subject: str
@@ -190,10 +297,11 @@ def attack_images(
     results_dir: Path = Path("results"),
     progress: Progress | None = None,
 ) -> Images:
-    """Adversarial images of one run of an attack at one budget: the last iterate of every example.
+    """Adversarial images of one run of an attack, one for every example.
 
-    `n` None: at most 100, -1: all; `keep`: `last` or `best_loss`; `eps` None: the middle of the
-    published grid. Nobody leaves early; misclassified clean images are attacked too.
+    `n` None: at most 100, -1: all; `eps` None: the middle of the published grid, for minimum-norm
+    attacks no bound. Attacks with a budget attack misclassified clean images too, and `keep` is
+    `last` or `best_loss`; minimum-norm attacks and ensembles return the nearest verified images.
     """
     with threads_kept():
         here = machine(device, "fp32", threads)
@@ -204,7 +312,7 @@ def attack_images(
     question = asking.ask(
         attack, chosen.info, norm=norm, settings=settings, eps=eps, targeted=targeted
     )
-    if eps is None:
+    if eps is None and not question.minimum:
         eps = question.budgets[(len(question.budgets) - 1) // 2]
     seen = target.view(view)
     wanted = choosing.targets(chosen, chosen.info.classes, seed) if targeted else None
@@ -244,6 +352,7 @@ def attack_images(
         distances={
             name: distance(made.images, chosen.images, name) for name in ("linf", "l2", "l1", "l0")
         },
+        nearest=question.minimum,
         eps=eps,
         norm=question.norm,
         attack=question.name,

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ..core import registry
 from ..core.errors import UserError
 from ..core.norms import NORMS, check_eps
 from ..data.source import DataInfo
+from . import backends
 
-Sweep = Literal["envelope", "independent"]
-SWEEPS = ("envelope", "independent")
+Sweep = Literal["envelope", "independent", "clipped"]
+SWEEPS: tuple[str, ...] = get_args(Sweep)
 _PROTOCOL = ("norm", "restarts", "start", "ask", "tell", "finished", "last")
 _SUFFIXES = ("_linf", "_l2", "_l1", "_l0")
 
@@ -29,11 +30,23 @@ class AttackQuestion:
     grid: tuple[float, ...]
     sweep: str
     targeted: bool
+    backend: str = "native"
+    call: backends.Call | None = None  # the library's, where it is not native
+
+    @property
+    def label(self) -> str:
+        """The name, and who answers where that is a library."""
+        return self.name if self.call is None else f"{self.name} ({self.backend})"
 
     @property
     def minimum(self) -> bool:
         """True for an attack that searches the nearest point and is given no budget."""
         return bool(getattr(self.attack, "minimum", False))
+
+    @property
+    def table(self) -> bool:
+        """True where every eps is answered by itself: the record is a table (eps, example)."""
+        return self.sweep != "envelope" and bool(self.budgets)
 
     @property
     def budgets(self) -> tuple[float, ...]:
@@ -62,6 +75,15 @@ def named(name: str, norm: str | None) -> registry.Entry:
     return registry.find("attack", full) if full in known else entry
 
 
+def fits_norm(entry: registry.Entry, norm: str) -> bool:
+    """False where an attack's name or its parameter says that it does not work in `norm`."""
+    try:
+        named(entry.name, norm)
+    except UserError:
+        return False
+    return True
+
+
 def ask(
     name: str,
     info: DataInfo,
@@ -71,8 +93,13 @@ def ask(
     eps: Sequence[float] | float | None = None,
     sweep: str = "envelope",
     targeted: bool = False,
+    backend: str = "native",
 ) -> AttackQuestion:
     """Resolve an attack and its budgets; `eps` None takes the published grid of the data set."""
+    if backend not in backends.BACKENDS:
+        raise UserError(
+            f"unknown backend {backend!r}", hint=f"one of {', '.join(backends.BACKENDS)}"
+        )
     if sweep not in SWEEPS:
         raise UserError(f"unknown sweep {sweep!r}", hint=f"one of {', '.join(SWEEPS)}")
     settings = dict(settings or {})
@@ -87,15 +114,25 @@ def ask(
     actual = str(attack.norm)
     if norm is not None and norm != actual:
         raise UserError(f"{entry.name} works in {actual}, not in {norm}")
+    minimum = bool(getattr(attack, "minimum", False))
+    if sweep == "clipped" and not minimum:
+        raise UserError(
+            f"{entry.name} is given a budget: it finds nothing that could be clipped to another",
+            hint="--sweep clipped is for minimum-norm attacks: deepfool, ddn, fmn, cw, ...",
+        )
     return AttackQuestion(
         name=entry.name,
         entry=entry,
         attack=attack,
         parameters=parameters,
         norm=actual,
-        grid=_grid(eps, info, actual, entry.name),
+        grid=_grid(eps, info, actual, entry.name, minimum),
         sweep=sweep,
         targeted=targeted,
+        backend=backend,
+        call=None
+        if backend == "native"
+        else backends.call_for(backend, entry.family, attack, targeted, info.classes),
     )
 
 
@@ -112,11 +149,11 @@ def _check_attack(attack: Any, name: str) -> None:
 
 
 def _grid(
-    eps: Sequence[float] | float | None, info: DataInfo, norm: str, attack: str
+    eps: Sequence[float] | float | None, info: DataInfo, norm: str, attack: str, minimum: bool
 ) -> tuple[float, ...]:
     if eps is None:
-        published = info.grids.get(norm)
-        if not published:
+        published = info.grids.get(norm, [])
+        if not published and not minimum:
             raise UserError(
                 f"{info.name} has no published {norm} grid", hint=f"{attack} needs --eps E[,E...]"
             )

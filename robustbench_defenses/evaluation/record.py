@@ -26,8 +26,9 @@ class Record:
     `distance` (N,) float64 breaking distance, 0 where the clean image is misclassified, inf where
     nothing was found; `budget` (N,) float64 eps of the grid at which the example fell, else inf;
     `queries` (N,) int64 forward passes. Table sweeps also hold `eps` (E,) float64, rising, and
-    `broken` (E, N) bool; random subjects may add `broken_share` (E, N) float64, the share of draws
-    that were broken. Values that contradict each other raise `ValueError`.
+    `broken` (E, N) bool. Of random subjects: `broken_draws` (N,) float64, in table sweeps (E, N),
+    the share of draws that are misclassified, at the point that broke an example or else at the
+    last one tried. Values that contradict each other raise `ValueError`.
     """
 
     index: NDArray[np.int64]
@@ -38,7 +39,7 @@ class Record:
     queries: NDArray[np.int64]
     eps: NDArray[np.float64] | None = None
     broken: NDArray[np.bool_] | None = None
-    broken_share: NDArray[np.float64] | None = None
+    broken_draws: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -61,7 +62,7 @@ class Record:
         queries: NDArray[np.int64],
         eps: NDArray[np.float64],
         broken: NDArray[np.bool_],
-        broken_share: NDArray[np.float64] | None = None,
+        broken_draws: NDArray[np.float64] | None = None,
     ) -> Record:
         """The record of a table sweep; distance and budget are the smallest broken eps.
 
@@ -79,7 +80,7 @@ class Record:
             queries,
             eps,
             table,
-            broken_share,
+            broken_draws,
         )
 
     def save(self, path: Path) -> None:
@@ -118,7 +119,7 @@ _DTYPES: dict[str, Any] = {
     "queries": np.int64,
     "eps": np.float64,
     "broken": np.bool_,
-    "broken_share": np.float64,
+    "broken_draws": np.float64,
 }
 _REQUIRED = ("index", "label", "clean_prediction", "distance", "budget", "queries")
 # What numpy and zipfile raise on truncated, altered or hostile archives.
@@ -144,8 +145,6 @@ def _check_types(record: Record) -> None:
     table = None if record.eps is None else (*np.shape(record.eps), *n)
     if (record.eps is None) != (record.broken is None):
         raise ValueError("eps and broken belong together")
-    if record.broken_share is not None and table is None:
-        raise ValueError("broken_share needs eps and broken")
     for name, dtype in _DTYPES.items():
         array = getattr(record, name)
         if array is None:
@@ -156,7 +155,7 @@ def _check_types(record: Record) -> None:
         if name == "eps":
             expected = array.shape if array.ndim == 1 else ("E",)
         else:
-            expected = table if name.startswith("broken") else n
+            expected = table if name.startswith("broken") and table is not None else n
         if array.shape != expected:
             raise ValueError(f"{name} has shape {array.shape}, not {expected}")
 
@@ -170,6 +169,9 @@ def _check_values(record: Record) -> None:
             raise ValueError(f"{name} holds a negative number or NaN")
     if bool((record.queries < 0).any()):
         raise ValueError("queries holds a negative number")
+    share = record.broken_draws
+    if share is not None and not bool(((share >= 0) & (share <= 1)).all()):
+        raise ValueError("broken_draws must lie in [0, 1]")
     wrong = ~record.clean_right
     if bool((record.distance[wrong] != 0).any()):
         raise ValueError("distance must be 0 where the clean image is misclassified")
@@ -179,6 +181,3 @@ def _check_values(record: Record) -> None:
         raise ValueError("eps must be finite and rise")
     if not bool(record.broken[:, wrong].all()):
         raise ValueError("broken must be true where the clean image is misclassified")
-    share = record.broken_share
-    if share is not None and not bool(((share >= 0) & (share <= 1)).all()):
-        raise ValueError("broken_share must lie in [0, 1]")

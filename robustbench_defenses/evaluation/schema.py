@@ -11,7 +11,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    computed_field,
+    model_validator,
+)
 
 from ..core.errors import UserError
 from ..core.files import write_text
@@ -54,6 +62,9 @@ class Subject(_Part):
     weights: str = Field(description="digest of every deployed tensor")
     random: bool = False
     draws: Count = Field(default=1, description="draws that a random subject's answer is made of")
+    aggregation: Literal["vote", "logits_mean", "prob_mean"] | None = Field(
+        default=None, description="how a random subject joins its draws"
+    )
 
 
 class Dataset(_Part):
@@ -78,6 +89,9 @@ class Attack(_Part):
     parameters: dict[str, JsonValue] = Field(default_factory=dict)
     source: str | None = Field(default=None, description="subject that made the images (transfer)")
     backend: Literal["native", "foolbox", "autoattack"] = "native"
+    remark: str | None = Field(
+        default=None, description="the library that answered, and what it does otherwise"
+    )
     access: str | None = None
 
 
@@ -119,7 +133,10 @@ class Diagnostic(_Part):
     n: Count
     fired: bool
     sentence: str
+    attack: str | None = None
+    eps: Positive | None = Field(default=None, description="null: several budgets")
     images: list[int] = Field(default_factory=list, description="the first examples concerned")
+    hint: str | None = Field(default=None, description="what to do about it")
     skipped: str | None = Field(default=None, description="why the check could not run")
 
     @model_validator(mode="after")
@@ -127,6 +144,13 @@ class Diagnostic(_Part):
         if self.fired and self.skipped is not None:
             raise ValueError(f"diagnostic {self.id} is skipped and fired at once")
         return self
+
+
+class Summary(_Part):
+    """How many diagnostics fired."""
+
+    errors: Count
+    warnings: Count
 
 
 class Environment(_Part):
@@ -145,11 +169,16 @@ class Environment(_Part):
 
 
 class Member(_Part):
-    """One attack of an ensemble: accuracy left after it, one number per point of the curve."""
+    """One attack of an ensemble: accuracy left by it and those before it, per point of the curve.
+
+    Of a worst case over stored results: accuracy left by it alone.
+    """
 
     name: str
     robust_accuracy: list[Share]
     seconds: Positive
+    forward_passes: Count | None = Field(default=None, description="example-passes, as in cost")
+    backward_passes: Count | None = None
 
 
 class Result(_Part):
@@ -177,6 +206,14 @@ class Result(_Part):
     environment: Environment
     members: list[Member] | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_summary(cls, given: Any) -> Any:
+        """A stored summary is not believed but counted again."""
+        if isinstance(given, dict):
+            return {name: value for name, value in given.items() if name != "summary"}
+        return given
+
     @model_validator(mode="after")
     def _consistent(self) -> Result:
         eps = [point.eps for point in self.curve]
@@ -189,6 +226,13 @@ class Result(_Part):
                     f"the curve has {len(eps)} points"
                 )
         return self
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def summary(self) -> Summary:
+        """Number of diagnostics that fired as errors and as warnings."""
+        severities = [d.severity for d in self.flagged]
+        return Summary(errors=severities.count("error"), warnings=severities.count("warning"))
 
     @property
     def flagged(self) -> list[Diagnostic]:

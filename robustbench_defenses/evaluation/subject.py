@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..core import plugins
+from ..core.draws import Randomness, randomness_of
 from ..core.errors import UserError
 from ..core.identity import short_hash, tensors_digest
 from ..core.view import Logits, View
@@ -27,7 +28,8 @@ class Subject:
     """A subject ready to be attacked: `views[0]` is the strongest known; `about` is its identity.
 
     `dataset`: what it was trained on, None for a model from the user's file; `code`: digest of
-    what decides a foreign model's answers beside its weights (those of ours have versions).
+    what decides a foreign model's answers beside its weights (those of ours have versions);
+    `trained_eps`: the budget of its training, None where it had none.
     """
 
     about: schema.Subject
@@ -35,6 +37,7 @@ class Subject:
     views: tuple[View, ...]
     dataset: str | None
     code: str = ""
+    trained_eps: float | None = None
 
     @property
     def name(self) -> str:
@@ -87,10 +90,11 @@ def _run_subject(
         checkpoint=checkpoint,
         options=dict(options),
         weights=tensors_digest(module.state_dict()),
-        random=False,
-        draws=1,
+        **_randomness(randomness_of(module)),
     )
-    return Subject(about, module, views, run.info.dataset)
+    trained = run.info.settings.get("defense", {}).get("eps")
+    trained_eps = float(trained) if isinstance(trained, int | float) else None
+    return Subject(about, module, views, run.info.dataset, trained_eps=trained_eps)
 
 
 def _file_subject(file: plugins.Reference, reference: str, device: torch.device) -> Subject:
@@ -128,5 +132,16 @@ def _foreign(name: str, deployed: Logits, file: Path | None) -> Subject:
     where, _, function = name.rpartition(":")
     weights, code = tensors_digest(tensors_of(deployed)), code_digest(deployed, file)
     label = f"{Path(where).stem or 'model'}-{function}-{short_hash([function, weights, code])}"
-    about = schema.Subject(id=label, kind="file", name=name, weights=weights, random=False, draws=1)
-    return Subject(about, deployed, (View("deployed", deployed),), None, code)
+    random = randomness_of(deployed)
+    about = schema.Subject(id=label, kind="file", name=name, weights=weights, **_randomness(random))
+    view = View("deployed", deployed)
+    if random is not None:
+        view = View("deployed", deployed, True, random.draws, random.aggregation, random.eot)
+    return Subject(about, deployed, (view,), None, code)
+
+
+def _randomness(random: Randomness | None) -> dict[str, Any]:
+    """What a subject's identity says of its randomness."""
+    if random is None:
+        return {"random": False, "draws": 1}
+    return {"random": True, "draws": random.draws, "aggregation": random.aggregation}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from ..core.errors import UserError
 from . import metrics
 from .record import Record
@@ -61,6 +63,28 @@ def worst_result(stored: Sequence[StoredResult]) -> Result:
     )
 
 
+def optimality(stored: Sequence[StoredResult]) -> list[float | None]:
+    """The score of each minimum-norm attack among `stored`, `metrics.optimality`; None of others.
+
+    All must answer `question` alike. A table holds no distances, so its attack has no score. One
+    attack alone has none either: it would be compared with itself. Errors as of `worst_result`.
+    """
+    chosen = [
+        at
+        for at, entry in enumerate(stored)
+        if entry.result.unbounded_accuracy is not None and entry.result.sweep == "envelope"
+    ]
+    scores: list[float | None] = [None] * len(stored)
+    if len(chosen) > 1:
+        records = {at: stored[at].record() for at in chosen}
+        distances = {
+            str(at): record.distance[np.argsort(record.index)] for at, record in records.items()
+        }
+        for at, score in metrics.optimality(distances).items():
+            scores[int(at)] = score
+    return scores
+
+
 def question(result: Result) -> tuple[object, ...]:
     """What two results must share to enter one worst case."""
     subject, data = result.subject, result.dataset
@@ -83,6 +107,8 @@ def _member(result: Result, record: Record, grid: list[float]) -> Member:
         name=result.attack.name,
         robust_accuracy=[metrics.robust_accuracy(distance, eps) for eps in grid],
         seconds=result.cost.seconds,
+        forward_passes=result.cost.forward_passes,
+        backward_passes=result.cost.backward_passes,
     )
 
 

@@ -3,19 +3,21 @@
 `python -m tests.cli.children kill RESULTS:MOMENT,... ... -- ARGUMENT...`: for each results folder
 the command runs again and again. A process is killed by SIGKILL at the first moment, the next one
 at the second, and so on; the last is left alone. Moments count events of a process: each question
-to the network; each file just before and just after its rename. Prints one line of JSON per
-process: its results folder, the signal that ended it, its exit code and, where it ended by itself,
-its events.
+to the network; each file of an evaluation just before and just after its rename. Prints one line of
+JSON per process: its results folder, the signal that ended it, its exit code and, where it ended by
+itself, its events.
 
 `python -m tests.cli.children together -- ARGUMENT... -- ARGUMENT...` runs commands at once.
 
-The children are forked from one process that has imported everything and computed nothing.
+The children are forked from one process that has imported everything and computed nothing. With
+`SNAPSHOTS=always` in the environment a running block is kept after every step.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import signal
 import sys
@@ -27,6 +29,10 @@ import robustbench_defenses.evaluation.run
 import robustbench_defenses.report.table  # noqa: F401
 from robustbench_defenses.cli.main import main as rrd
 from robustbench_defenses.engine.caller import Caller
+from robustbench_defenses.evaluation import blocks
+
+if os.environ.get("SNAPSHOTS") == "always":
+    blocks.KEEP_EVERY, blocks.LARGEST_SHARE = 0.0, math.inf
 
 
 def watched(arguments: list[str], moment: int) -> tuple[int, list[str]]:
@@ -41,9 +47,12 @@ def watched(arguments: list[str], moment: int) -> tuple[int, list[str]]:
     rename, answer = os.replace, Caller.answer
 
     def replace(source: str, target: Path) -> None:
-        event(f"before {Path(target).name}")
+        kept = "evals" in Path(target).parts  # not the caches of cards
+        if kept:
+            event(f"before {Path(target).name}")
         rename(source, target)
-        event(f"after {Path(target).name}")
+        if kept:
+            event(f"after {Path(target).name}")
 
     def counted(self: Caller, *rest: object) -> object:
         event("question")

@@ -86,6 +86,79 @@ def test_json_is_the_stored_file_and_its_paths(
     assert len(stored(results)) == 2
 
 
+def test_a_library_may_answer(ask: Ask, results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--eps", "0.1", "--set", "steps=4"]
+    assert ask("--backend", "foolbox", *few) == 0
+    said = capsys.readouterr()
+    assert "pgd_linf (foolbox)" in said.out
+    assert "judges the last iterate alone" in said.out
+    assert ask("--backend", "foolbox", *few, "--json") == 0
+    (one,) = document(capsys)
+    assert one["attack"]["backend"] == "foolbox"
+    assert ask(*few, "--json") == 0
+    (one,) = document(capsys)
+    assert one["attack"]["backend"] == "native"
+    assert len(stored(results)) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--attack", "square", "--backend", "foolbox"], "foolbox has no attack that does what"),
+        (["--backend", "foolbox", "--set", "loss=dlr"], "foolbox takes only loss=ce here"),
+        (["--backend", "advertorch"], "unknown backend 'advertorch'"),
+    ],
+)
+def test_what_a_library_cannot_do_is_one_sentence(
+    arguments: list[str], said: str, ask: Ask, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ask(*arguments, "--eps", "0.1") == 2
+    assert said in capsys.readouterr().err
+    assert stored(results) == []
+
+
+def test_all_attacks_of_a_library(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--norm", "l2", "--eps", "0.5", "--set", "steps=2", "-n", "10"]
+    assert ask("--attack", "all", "--backend", "foolbox", *few, "--json") == 0
+    found = json.loads(capsys.readouterr().out)["results"]
+    assert {one["attack"]["backend"] for one in found} == {"foolbox"}
+    names = {one["attack"]["name"] for one in found}
+    assert {"pgd_l2", "ddn", "fmn_l2"} <= names
+    assert not any(name.startswith(("apgd", "square", "fab")) for name in names)
+
+
+def test_minimum_norm_attacks_are_scored_against_each_other(
+    ask: Ask, capsys: pytest.CaptureFixture[str]
+) -> None:
+    some = ["--attack", "ddn,deepfool", "--set", "ddn.steps=10"]
+    assert ask(*some, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    scores = {one["attack"]: one["optimality"] for one in found["optimality"]}
+    assert scores.keys() == {"ddn", "deepfool_l2"}
+    assert all(0 < score <= 1 for score in scores.values())
+    assert {one["key"] for one in found["optimality"]} == {one["key"] for one in found["results"]}
+    assert not any("optimality" in one for one in found["results"])
+    assert ask(*some, "--eps", "1") == 0
+    shown = capsys.readouterr().out
+    assert "optimality" in shown
+    assert ask("--attack", "ddn", "--set", "steps=10", "--json") == 0
+    assert len(document(capsys)) == 1
+
+
+def test_an_ensemble_shows_its_members(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--attack", "autoattack", "--set", "steps=4", "--set", "n_queries=20"]
+    for eps in ("0.1", "0.1,0.2"):
+        assert ask(*few, "--eps", eps) == 0
+        shown = capsys.readouterr().out.splitlines()
+        at = next(i for i, line in enumerate(shown) if "autoattack_linf" in line)
+        names = [line.split()[0] for line in shown[at + 1 : at + 5]]
+        assert names == ["apgd_ce", "apgd_t", "fab_t", "square"]
+    assert ask(*few, "--eps", "0.1,0.2", "--json") == 0
+    (one,) = document(capsys)
+    left = [point["robust_accuracy"] for point in one["curve"]]
+    assert one["members"][-1]["robust_accuracy"] == left
+
+
 def test_quiet_leaves_only_the_answer(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None:
     assert ask("--eps", "0.1", "--quiet") == 0
     said = capsys.readouterr()
@@ -205,3 +278,89 @@ def test_a_damaged_record_is_named_and_fresh_mends_it(
     assert "--fresh" in said.err
     assert ask("--eps", "0.1", "--fresh") == 0
     assert record.read_bytes() == whole
+
+
+def test_all_ends_in_a_worst_case(
+    ask: Ask, results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = ["--attack", "all", "--eps", "0.2", "-n", "15", "--set", "steps=3"]
+    arguments = [*few, "--set", "square.n_queries=5"]
+    assert main(["eval", *arguments, "--threads", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["results"]
+    names = [one["attack"]["name"] for one in found]
+    assert names[0] == "fgsm_linf"
+    assert {"pgd_linf", "square_linf", "deepfool_linf"} <= set(names)
+    assert len(names) == len(set(names)) == len(stored(results))
+    given = {one["attack"]["name"]: one["attack"]["parameters"] for one in found}
+    assert given["pgd_linf"]["steps"] == 3
+    assert given["square_linf"]["n_queries"] == 5
+    assert given["fab_t_linf"]["targets"] == 3  # quick
+    distances = []
+    for one in found:
+        with np.load(one["record"]) as record:
+            distances.append(record["distance"])
+    least = min(1 - float((distance <= 0.2000003).mean()) for distance in distances)
+    worst = float((np.minimum.reduce(distances) > 0.2000003).mean())
+    assert worst <= least
+    for columns in ("80", "100"):
+        monkeypatch.setenv("COLUMNS", columns)
+        assert main(["eval", *arguments, "--threads", "1"]) == 0
+        rows = capsys.readouterr().out.splitlines()
+        assert max(map(len, rows)) <= int(columns)
+        lines = [row for row in rows if " 0.2 " in row]
+        assert lines[-1].split()[:2] == ["worst", "case"]
+        assert f" {100 * worst:.1f} %" in lines[-1]
+
+
+def test_a_long_run_is_announced(
+    ask: Ask, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from robustbench_defenses.cli import eval as command
+
+    monkeypatch.setattr(command, "LONG", 3000)
+    assert ask("--attack", "pgd", "--eps", "0.1", "--set", "steps=10") == 0
+    assert "to run" not in capsys.readouterr().err
+    assert ask("--attack", "pgd,bim", "--eps", "0.1,0.2", "--set", "pgd.steps=40") == 0
+    said = capsys.readouterr().err
+    # 40 images at 2 budgets, 40 and 10 steps
+    assert "2 attacks to run, at most 0.0 million forward and 0.0 million backward passes" in said
+    assert ask("--attack", "pgd,bim", "--eps", "0.1,0.2", "--set", "pgd.steps=40") == 0
+    assert "to run" not in capsys.readouterr().err  # all of it is stored
+
+
+def test_a_budget_of_named_attacks(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--eps", "0.2", "--set", "pgd.steps=2", "--json"]
+    assert ask("--attack", "pgd,mim", "--budget", "standard", *few) == 0
+    found = {one["attack"]["name"]: one for one in document(capsys)}
+    assert found["pgd_linf"]["attack"]["parameters"]["restarts"] == 5
+    assert found["pgd_linf"]["attack"]["parameters"]["steps"] == 2
+    assert found["mim_linf"]["attack"]["parameters"]["steps"] == 40
+    assert {one["n"] for one in found.values()} == {40}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--attack", "pgd,pdg"], "unknown attack 'pdg'"),
+        (["--attack", "pgd,ddn", "--norm", "linf"], "ddn works in l2, not in linf"),
+        (["--attack", "all", "--budget", "fast"], "unknown budget 'fast'"),
+        (["--attack", "all", "--set", "stepz=3"], "has a parameter 'stepz'"),
+        (["--attack", "all", "--set", "ddn.steps=3"], "'ddn' is not among the attacks"),
+        (["--attack", "pgd", "--sweep", "clipped"], "nothing that could be clipped"),
+        (["--attack", "pgd", "--time-limit", "0"], "minutes above 0 are needed"),
+        (["--attack", "all", "--eps", "8"], "larger than the pixel range"),
+    ],
+)
+def test_bad_questions_stop_before_the_first_runs(
+    arguments: list[str],
+    said: str,
+    ask: Ask,
+    results: Path,
+    run_id: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert ask("last", f"{run_id}@last", *arguments) == 2
+    shown = capsys.readouterr()
+    assert said in shown.err
+    assert shown.out == ""
+    assert stored(results) == []

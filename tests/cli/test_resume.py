@@ -36,12 +36,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def killed(place: Path, *plans: str) -> dict[str, list[dict[str, Any]]]:
+def killed(
+    place: Path, *plans: str, arguments: list[str] = EVAL, **more: str
+) -> dict[str, list[dict[str, Any]]]:
     """For each plan `RESULTS:MOMENT,...` the command, killed at the moments, then left alone."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.cli.children", "kill", *plans, "--", *EVAL],
+        [sys.executable, "-m", "tests.cli.children", "kill", *plans, "--", *arguments],
         cwd=place,
-        env=environment(),
+        env=environment(**more),
         capture_output=True,
         text=True,
     )
@@ -59,6 +61,8 @@ def answer(results: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     del document["environment"]
     for measured in ("seconds", "peak_memory_mb"):
         del document["cost"][measured]
+    for member in document["members"] or []:
+        del member["seconds"]
     with np.load(path.with_suffix(".npz")) as archive:
         return document, {name: archive[name] for name in archive.files}
 

@@ -19,7 +19,7 @@ from robustbench_defenses.evaluation.diagnostics import (
 from robustbench_defenses.evaluation.record import Record
 from robustbench_defenses.evaluation.schema import Diagnostic
 
-CHECKS = ["D4", "D5", "D6", "D8", "D13", "D16", "D17", "D20", "D29"]
+CHECKS = ["D4", "D5", "D6", "D8", "D13", "D16", "D17", "D20", "D28", "D29", "D30"]
 INF = np.inf
 
 
@@ -167,6 +167,65 @@ def test_sample_size() -> None:
     assert result("D29", few).fired
     assert result("D29", few).severity == "info"
     assert "n = 100" in result("D29", few).sentence
+
+
+def test_random_subjects_are_not_held_to_their_batch() -> None:
+    assert result("D13", evidence(coupling=0.5, random=True)).skipped is not None
+    assert level("D13", evidence(buffers_changed=True, random=True)) == "error"
+
+
+@pytest.mark.parametrize(
+    ("attack", "parameters", "classes", "expected"),
+    [
+        ("pgd_linf", {"loss": "ce"}, 2, "silent"),
+        ("pgd_linf", {"loss": "dlr"}, 3, "silent"),
+        ("pgd_linf", {"loss": "dlr"}, 2, "info"),
+        ("apgd_t_linf", {"loss": "dlr", "targets": 9}, 4, "silent"),
+        ("apgd_t_linf", {"loss": "dlr", "targets": 9}, 3, "info"),
+        ("autoattack_linf", {}, 3, "info"),
+    ],
+)
+def test_few_classes(attack: str, parameters: dict[str, Any], classes: int, expected: str) -> None:
+    e = evidence(attack=attack, parameters=parameters, classes=classes)
+    assert level("D28", e) == expected
+
+
+@pytest.mark.parametrize(("accuracy", "expected"), [(0.98, "silent"), (0.985, "warning")])
+def test_better_than_all_that_is_known(accuracy: float, expected: str) -> None:
+    e = with_survivors(evidence(dataset="mnist", grid=(0.1, 0.3)), share(1000, accuracy))
+    assert level("D30", e) == expected
+    assert level("D30", dataclasses.replace(e, dataset="digits")) == "silent"
+    assert level("D30", dataclasses.replace(e, grid=(0.1, 0.2))) == "silent"
+
+
+@pytest.mark.parametrize(("left", "expected"), [(0.69, "silent"), (0.72, "warning")])
+def test_robust_beyond_its_training(left: float, expected: str) -> None:
+    """All survive the training eps 0.3; a share survives 0.4."""
+    e = evidence(grid=(0.3, 0.4), trained_eps=0.3)
+    distance = np.where(share(1000, left), INF, 0.35)
+    record = dataclasses.replace(
+        e.record, distance=distance, budget=np.where(share(1000, left), INF, 0.4)
+    )
+    e = dataclasses.replace(e, record=record)
+    assert level("D30", e) == expected
+    assert level("D30", dataclasses.replace(e, trained_eps=0.1)) == "silent"
+    assert level("D30", dataclasses.replace(e, trained_eps=None)) == "silent"
+
+
+def test_a_value_that_is_no_number_is_skipped() -> None:
+    assert "finite" in str(result("D13", evidence(coupling=float("nan"))).skipped)
+
+
+def test_what_is_stored() -> None:
+    """Id, severity, value, threshold, n, attack, eps, images and what to do."""
+    e = with_survivors(evidence(zero_start=share(1000, 0.05), grid=(0.2,)), share(1000, 0.5))
+    found = result("D6", e)
+    assert (found.attack, found.eps, found.n) == ("pgd_linf", 0.2, 1000)
+    assert found.value == pytest.approx(0.05)
+    assert found.images == list(range(5000, 5020))
+    assert "loss=margin" in str(found.hint)
+    quiet = result("D6", evidence())
+    assert (quiet.eps, quiet.hint, quiet.images) == (None, None, [])
 
 
 def test_survivors_by_distance_and_by_table() -> None:

@@ -10,46 +10,32 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from robustbench_defenses.evaluation.run import evaluate
 from robustbench_defenses.evaluation.schema import Diagnostic
 
-N = 2500  # the 95 % interval of any share is then below two points
-SHAPE = (1, 4, 4)
-CLASSES = 2  # with two, the gradient points straight at the nearest boundary
+from .defects import (
+    ATTACKS,
+    Alternating,
+    Counting,
+    Linear,
+    N,
+    Wrapped,
+    examples,
+    flipped,
+    rounding,
+    same,
+    write_examples,
+)
+
 INF = np.inf
-CHECKS = ["D4", "D5", "D6", "D8", "D13", "D16", "D17", "D20", "D29"]
-
-
-class Linear(nn.Module):
-    """No defect: Z = W x + b, whose distances are known."""
-
-    def __init__(self, scale: float = 1.0) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        weight = scale * torch.randn(CLASSES, 16, generator=generator)
-        self.weight = nn.Parameter(weight)
-        self.bias = nn.Parameter(-weight.sum(1) / 2)  # boundaries pass through the grey image
-
-    def forward(self, images: Tensor) -> Tensor:
-        return images.flatten(1) @ self.weight.T + self.bias
-
-
-def examples() -> tuple[Tensor, Tensor]:
-    """Images around 0.5 that the linear subject classifies correctly."""
-    generator = torch.Generator().manual_seed(1)
-    images = 0.5 + 0.2 * (torch.rand(N, *SHAPE, generator=generator) - 0.5)
-    with torch.no_grad():
-        return images, Linear()(images).argmax(1)
+CHECKS = ["D4", "D5", "D6", "D8", "D13", "D16", "D17", "D20", "D28", "D29", "D30"]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    images, labels = examples()
-    path = tmp_path_factory.mktemp("data") / "d.npz"
-    np.savez(path, images=images.numpy(), labels=labels.numpy(), classes=CLASSES)
-    return f"npz:{path}"
+    return write_examples(tmp_path_factory.mktemp("data"))
 
 
 Ask = Callable[..., dict[str, Diagnostic]]
@@ -109,57 +95,26 @@ def test_accuracy_on_a_linear_subject_is_the_closed_form(data: str, tmp_path: Pa
 # Subjects with a defect.
 
 
-class Wrapped(nn.Module):
-    """The linear subject behind something done to its images or logits."""
-
-    def __init__(
-        self, before: Callable[[Tensor], Tensor], after: Callable[[Tensor], Tensor]
-    ) -> None:
-        super().__init__()
-        self.net, self.before, self.after = Linear(), before, after
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.after(self.net(self.before(images)))
-
-
-def same(x: Tensor) -> Tensor:
-    return x
-
-
-class _Flipped(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return -grads[0]
-
-
-def rounding(x: Tensor) -> Tensor:
-    return (x * 512).round() / 512
-
-
 def test_saturated_logits(ask: Ask) -> None:
     """Logits x 1e4: the float32 cross-entropy has gradient zero far from the boundary."""
     net = Wrapped(same, lambda z: 1e4 * z)
     found = ask(net, "bim")
     assert found["D6"].fired
     assert found["D6"].severity == "error"
-    assert "logit_scale" in found["D6"].sentence
+    assert "logit_scale" in str(found["D6"].hint)
     assert not ask(net, "bim", settings={"": {"logit_scale": 1e-4}})["D6"].fired
     assert not ask(net, "bim", settings={"": {"loss": "margin"}})["D6"].fired
 
 
 def test_rounded_inputs(ask: Ask) -> None:
-    found = ask(Wrapped(rounding, same), "bim")
+    found = ask(Wrapped(rounding(513), same), "bim")
     assert found["D6"].severity == "error"
     assert found["D6"].value == 1
     assert len(found["D6"].images) == 20
 
 
 def test_flipped_gradients(ask: Ask) -> None:
-    found = ask(Wrapped(_Flipped.apply, same), "pgd")
+    found = ask(Wrapped(flipped, same), "pgd")
     assert found["D8"].fired
     assert found["D8"].severity == "error"
     assert not ask(Linear(), "pgd")["D8"].fired
@@ -176,18 +131,6 @@ def test_batch_mean_in_the_model(ask: Ask) -> None:
     assert found["D13"].fired
     assert found["D13"].severity == "error"
     assert "with its batch" in found["D13"].sentence
-
-
-class Counting(Linear):
-    """Its buffer counts calls."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("calls", torch.zeros(()))
-
-    def forward(self, images: Tensor) -> Tensor:
-        self.calls += 1
-        return super().forward(images)
 
 
 def test_buffers_that_move(ask: Ask) -> None:
@@ -222,17 +165,6 @@ def test_steps_too_short(ask: Ask) -> None:
     assert not ask(Linear(), "bim", settings={"": {"steps": 5, "rel_step": 0.2}})["D20"].fired
 
 
-class Alternating(Linear):
-    """Its gradient turns round at every call: an attack goes to and fro."""
-
-    sign = 1
-
-    def forward(self, images: Tensor) -> Tensor:
-        if images.requires_grad:
-            self.sign = -self.sign
-        return super().forward(self.sign * images + (1 - self.sign) * images.detach())
-
-
 def test_a_budget_left_unused(ask: Ask) -> None:
     """The steps could reach the boundary of the ball, and end where they began."""
     found = ask(Alternating(), "bim", settings={"": {"steps": 40, "rel_step": 0.05}})
@@ -258,7 +190,7 @@ def test_one_step_needs_a_stored_result(ask: Ask) -> None:
 
 
 def test_too_many_survivors_of_a_large_budget(ask: Ask) -> None:
-    net = Wrapped(rounding, same)
+    net = Wrapped(rounding(513), same)
     found = ask(net, "bim", eps=[0.1, 0.5])
     assert found["D4"].fired
     assert found["D4"].severity == "error"
@@ -268,32 +200,12 @@ def test_too_many_survivors_of_a_large_budget(ask: Ask) -> None:
     assert ask(Linear(), "pgd", eps=0.6, targeted=True)["D4"].skipped is not None
 
 
-OVERSHOOT = '''
-"""Steps along the sign, twice as far as allowed."""
-
-from dataclasses import dataclass, replace
-
-from robustbench_defenses.attacks.fgsm import FGSM as Base
-
-CARD = {"object": "Overshoot", "version": 1, "source": "none"}
-
-
-@dataclass(frozen=True)
-class Overshoot(Base):
-    norm: str = "linf"
-
-    def tell(self, state, rows, answer):
-        points = rows.images + 2 * rows.eps.view(-1, 1, 1, 1) * answer.gradient.sign()
-        return replace(state, points=points, done=~state.done)
-'''
-
-
 def test_points_outside_the_ball(ask: Ask, tmp_path: Path) -> None:
-    (tmp_path / "over.py").write_text(OVERSHOOT)
+    (tmp_path / "over.py").write_text(ATTACKS)
     found = ask(Linear(), f"{tmp_path / 'over.py'}:Overshoot", n=50)
     assert found["D16"].fired
     assert found["D16"].severity == "error"
-    assert found["D16"].value == 50
+    assert found["D16"].value > 0
 
 
 def test_a_single_step_has_no_loss_to_compare(ask: Ask) -> None:

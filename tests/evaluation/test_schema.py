@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -91,6 +92,16 @@ def test_members_need_one_accuracy_per_point() -> None:
         builders.result(members=[member])
 
 
+def test_a_member_without_passes_is_an_older_one() -> None:
+    members = [{"name": "square", "robust_accuracy": [0.5] * len(builders.GRID), "seconds": 1.0}]
+    document = builders.result().to_json() | {"members": members}
+    document["attack"].pop("remark")
+    result = schema.parse_result(document, "here")
+    assert result.members is not None
+    assert result.members[0].forward_passes is None
+    assert result.attack.remark is None
+
+
 def test_a_skipped_check_cannot_fire() -> None:
     with pytest.raises(ValidationError, match="skipped and fired"):
         builders.diagnostic(skipped="too few classes")
@@ -139,7 +150,14 @@ def test_record_holds_the_share_of_broken_draws(tmp_path: Path) -> None:
         share,
     )
     rows.save(tmp_path / "a.npz")
-    np.testing.assert_array_equal(Record.load(tmp_path / "a.npz").broken_share, share)
+    np.testing.assert_array_equal(Record.load(tmp_path / "a.npz").broken_draws, share)
+    plain = builders.record(n=20)
+    share = np.where(plain.distance <= 0.2, 0.75, 0.25)
+    dataclasses.replace(plain, broken_draws=share).save(tmp_path / "b.npz")
+    np.testing.assert_array_equal(Record.load(tmp_path / "b.npz").broken_draws, share)
+    for wrong in (share + 1, share[:-1], share[None]):
+        with pytest.raises(ValueError, match="broken_draws"):
+            dataclasses.replace(plain, broken_draws=wrong)
 
 
 def test_a_table_counts_misclassified_images_as_broken_everywhere() -> None:
