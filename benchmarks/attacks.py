@@ -1,214 +1,266 @@
-"""Our attacks against peers: same network, images, budgets and threads, paired in one process.
+"""Our attacks against peers: same network, images, budgets and threads, in turn in one process.
 
-    RRD_DATA=DIR python benchmarks/attacks.py benchmarks/plain.py:natural -n 500 --repeats 3
-    RRD_DATA=DIR python benchmarks/attacks.py benchmarks/plain.py:adversarial --json out.json
+    python benchmarks/attacks.py pgd sweep --network adversarial -n 500 --threads 1 --json FILE
+    python benchmarks/attacks.py strength --network cifar --eps 0.0025,0.005,2/255
+    python benchmarks/attacks.py scaling --network natural -n 1000
 
-Tasks: `pgd` (PGD-40, step 0.01, eps 0.3), `sweep` (the eight-point grid), `transfer` (images of
-PGD-40 at 0.2 and 0.3 shown to `--second`). Prints CPU and wall seconds of each repeat, their
-ratio, passes per image, and robust accuracy judged by this script in float32. The peer is asked in
-batches of `--peer-batch`, where it is fastest. For ours, `over bare` is the CPU time divided by the
-passes made times the cost of a bare pass of the search twin at batch 256.
+Tasks are those of `tasks.py`, and `strength` (every task once), `scaling` (of ours alone) and
+`transfer` (images shown to `--second`). Networks: those of `plain.py`, or FILE.py:FACTORY. Images
+are read from $RRD_DATA. Peers that are not installed are left out (`requirements.txt`).
+
+Of each run: wall and CPU seconds (on a shared machine trust the ratio of CPU seconds), passes per
+image, and accuracy or norms by a float32 verdict of this script's own. For ours, `over bare`: CPU
+seconds over those of the passes alone, each measured in the same minute at a full batch.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
-from collections.abc import Callable
+import os
+import platform
+import shlex
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
-import foolbox
+import memory
+import peers
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from comparison import Question, compare, question
+from peers import Peer, ours
+from rich.console import Console
+from rich.table import Table
+from studies import scaling, strength, transfer
+from subjects import Subject, subject
+from tasks import TASKS
 
-from robustbench_defenses.attacks.pgd import PGD
-from robustbench_defenses.core import plugins
 from robustbench_defenses.core.device import machine
-from robustbench_defenses.core.norms import distance, largest_allowed
-from robustbench_defenses.core.view import View
-from robustbench_defenses.data import source
-from robustbench_defenses.engine.craft import craft
-from robustbench_defenses.engine.search import Block, Search
-from robustbench_defenses.engine.twin import Twin, search_twin
+from robustbench_defenses.core.norms import parse_eps
+from robustbench_defenses.training.environment import git_commit, versions
 
-GRID = (0.1, 0.2, 0.3, 0.35, 0.4, 0.45, 0.5)  # and 0, which costs one clean pass
-STEP, STEPS = 0.01, 40
-
-
-def subject(reference: str) -> nn.Module:
-    """The network behind FILE.py:FACTORY."""
-    parsed = plugins.parse_reference(reference)
-    if parsed is None:
-        raise SystemExit(f"{reference} is not FILE.py:FACTORY")
-    model: nn.Module = plugins.load_object(parsed)()
-    return model.eval()
-
-
-def timed(task: Callable[[], Any]) -> tuple[Any, float, float]:
-    """Result, CPU seconds and wall seconds of a task."""
-    cpu, wall = time.process_time(), time.perf_counter()
-    result = task()
-    return result, time.process_time() - cpu, time.perf_counter() - wall
-
-
-def foolbox_sweep(
-    model: nn.Module, x: Tensor, y: Tensor, grid: tuple[float, ...], batch: int
-) -> list[float]:
-    """Robust accuracy at `grid` by foolbox's LinfPGD, the images judged again in float32."""
-    attack = foolbox.attacks.LinfPGD(abs_stepsize=STEP, rel_stepsize=None, steps=STEPS)
-    wrapped = foolbox.PyTorchModel(model, bounds=(0, 1))
-    standing = torch.zeros(len(grid))
-    for start in range(0, len(x), batch):
-        part = slice(start, start + batch)
-        _, images, _ = attack(wrapped, x[part], y[part], epsilons=list(grid))
-        for i, adversarial in enumerate(images):
-            with torch.no_grad():
-                right = model(adversarial).argmax(1) == y[part]
-            inside = distance(adversarial, x[part], "linf") <= largest_allowed(
-                torch.tensor(grid[i])
-            )
-            standing[i] += (right | ~inside).sum()
-    for weight in model.parameters():
-        weight.grad = None
-    return [float(v) / len(x) for v in standing]
-
-
-def our_sweep(
-    model: nn.Module, twin: Twin, x: Tensor, y: Tensor, grid: tuple[float, ...]
-) -> tuple[list[float], int, int]:
-    """Robust accuracy at `grid`, forward and backward passes, by our engine."""
-    block = Block(x, y, torch.full_like(y, -1), torch.arange(len(y)), grid)
-    out = Search(PGD(step_size=STEP, steps=STEPS), twin, model, block, attack_name="pgd_linf").run()
-    left = [
-        float((out.distance > largest_allowed(torch.tensor(eps))).double().mean()) for eps in grid
-    ]
-    return left, out.cost.forward, out.cost.backward
-
-
-def bare_pass(twin: Twin, x: Tensor, y: Tensor) -> float:
-    """CPU seconds per image of one forward and input gradient of the search twin at batch 256."""
-    images = x[:256].repeat(256 // min(256, len(x)) + 1, 1, 1, 1)[:256]
-    labels = y[:256].repeat(256 // min(256, len(y)) + 1)[:256]
-
-    def once() -> None:
-        points = images.clone().requires_grad_()
-        torch.autograd.grad(F.cross_entropy(twin(points), labels, reduction="sum"), points)
-
-    once()
-    return min(timed(once)[1] for _ in range(8)) / 256
-
-
-def compare(name: str, model: nn.Module, x: Tensor, y: Tensor, args: argparse.Namespace) -> Any:
-    """One task, `--repeats` times, ours and the peer's in turn."""
-    grid = (0.3,) if name == "pgd" else GRID
-    twin = search_twin(View("benchmark", model), x, args.precision)
-    our_sweep(model, twin, x[:64], y[:64], grid[:1])  # warm-up: compilation of kernels
-    foolbox_sweep(model, x[:64], y[:64], grid[:1], 64)
-    rows = []
-    for _ in range(args.repeats):
-        (left, forward, backward), cpu, wall = timed(lambda: our_sweep(model, twin, x, y, grid))
-        bare = bare_pass(twin, x, y)
-        peer, peer_cpu, peer_wall = timed(lambda: foolbox_sweep(model, x, y, grid, args.peer_batch))
-        rows.append(
-            {
-                "ours_cpu": cpu,
-                "ours_wall": wall,
-                "foolbox_cpu": peer_cpu,
-                "foolbox_wall": peer_wall,
-                "ratio_cpu": peer_cpu / cpu,
-                "ratio_wall": peer_wall / wall,
-                "over_bare": cpu / (backward * bare),
-                "forward_per_image": forward / len(x),
-                "backward_per_image": backward / len(x),
-                "ours": left,
-                "foolbox": peer,
-            }
-        )
-        print(
-            f"{name:8} ours {wall:6.2f} s, foolbox {peer_wall:7.2f} s, "
-            f"ratio {peer_wall / wall:5.2f} (cpu {peer_cpu / cpu:5.2f}), "
-            f"over bare {rows[-1]['over_bare']:.2f}, "
-            f"{forward / len(x):.0f} F + {backward / len(x):.0f} B per image",
-            flush=True,
-        )
-    print("  eps      " + " ".join(f"{eps:6.2f}" for eps in grid))
-    print("  ours     " + " ".join(f"{100 * value:6.1f}" for value in rows[-1]["ours"]))
-    print("  foolbox  " + " ".join(f"{100 * value:6.1f}" for value in rows[-1]["foolbox"]))
-    median = statistics.median(row["ratio_wall"] for row in rows)
-    print(f"  median ratio {median:.2f}")
-    return {"task": name, "grid": grid, "repeats": rows, "median_ratio": median}
-
-
-def transfer(model: nn.Module, x: Tensor, y: Tensor, args: argparse.Namespace) -> Any:
-    """Accuracy of a second network on images made from the first, ours beside foolbox's.
-
-    Both begin at the images: with random starts one seed moves the accuracy by more than a point.
-    """
-    target = subject(args.second)
-    attack = foolbox.attacks.LinfPGD(
-        abs_stepsize=STEP, rel_stepsize=None, steps=STEPS, random_start=False
-    )
-    mine_attack = PGD(step_size=STEP, steps=STEPS, random_start=False)
-    wrapped = foolbox.PyTorchModel(model, bounds=(0, 1))
-    rows = []
-    for eps in (0.2, 0.3):
-        left = {"eps": eps, "ours": 0.0, "foolbox": 0.0}
-        for start in range(0, len(x), 250):
-            part = slice(start, start + 250)
-            mine = craft(model, mine_attack, x[part], y[part], eps)
-            _, theirs, _ = attack(wrapped, x[part], y[part], epsilons=eps)
-            with torch.no_grad():
-                for key, images in (("ours", mine), ("foolbox", theirs)):
-                    left[key] += float((target(images).argmax(1) == y[part]).sum()) / len(x)
-        rows.append(left)
-        print(
-            f"transfer eps {eps}: accuracy of {args.second} on ours {100 * left['ours']:.1f} %, "
-            f"on foolbox's {100 * left['foolbox']:.1f} %"
-        )
-    return {"task": "transfer", "second": args.second, "rows": rows}
+STUDIES = ("strength", "scaling", "transfer")
 
 
 def main() -> None:
-    """Parse, run the tasks, write JSON."""
+    """Parse, run, print, write JSON."""
+    warnings.simplefilter("ignore", DeprecationWarning)
+    args = _arguments()
+    here = machine("cpu", args.precision, args.threads)
+    most = args.n if args.slow_n is None else max(args.n, args.slow_n)
+    attacked = subject(
+        args.network, args.dataset, most, here.precision, args.predicted_labels, args.freeze
+    )
+    chosen = [] if args.peers == "none" else args.peers.split(",")
+    found = [peers.load(name) for name in chosen]
+    present = [peer for peer in found if peer is not None]
+    absent = [name for name, peer in zip(chosen, found) if peer is None]
+    if args.child:
+        asked = _questions(args, attacked, present)[args.child_question]
+        mine = {peer.name: peer for peer in present}
+        memory.child(asked, mine.get(args.child))
+        return
+    console = Console(width=140 if not sys.stdout.isatty() else None)
+    console.print(
+        f"{args.network} on {attacked.dataset}, {len(attacked.labels)} images, {here.threads} "
+        f"threads, {here.precision} search" + (f"; not installed: {absent}" if absent else "")
+    )
+    document: dict[str, Any] = {
+        "schema": "rrd.benchmark/1",
+        "command": shlex.join(["python", "benchmarks/attacks.py", *sys.argv[1:]]),
+        "network": args.network,
+        "dataset": attacked.dataset,
+        "clean_accuracy": float(
+            (attacked.predictions(attacked.images) == attacked.labels).double().mean()
+        ),
+        "threads": here.threads,
+        "precision": here.precision,
+        "machine": _machine(),
+        "versions": {**versions(), **{peer.name: peer.version for peer in present}},
+        "commit": git_commit(),
+        "tasks": [],
+    }
+    for place, asked in enumerate(_questions(args, attacked, present)):
+        result = compare(asked, present, args.repeats, bare="strength" not in args.tasks)
+        if args.memory:
+            result["memory"] = _memory(place, result)
+        document["tasks"].append(result)
+        _print(console, result)
+        _write(args.json, document)
+    if "scaling" in args.tasks:
+        document["scaling"] = scaling(attacked, args.peer_batch)
+        _print_rows(console, "scaling of ours (PGD sweep)", document["scaling"])
+    if "transfer" in args.tasks:
+        document["transfer"] = transfer(attacked, args.second, args.peer_batch)
+        _print_rows(console, "transfer", document["transfer"])
+    _write(args.json, document)
+    for said in _weaker(document["tasks"]):
+        console.print(said, markup=False)
+
+
+def _weaker(tasks: list[dict[str, Any]]) -> list[str]:
+    """A line for every run in which ours is the weaker attack."""
+    return [
+        f"weaker than {name} in {task['task']}{_budgets(task)}: "
+        f"{_outcome(mine)} beside {_outcome(run)}"
+        for task in tasks
+        for name, peer in task["peers"].items()
+        for mine, run in zip(task["ours"]["runs"][-1:], peer["runs"][-1:])
+        if run["weaker"]
+    ]
+
+
+def _budgets(task: dict[str, Any]) -> str:
+    return "" if not task["grid"] else " at " + " ".join(f"{eps:.4g}" for eps in task["grid"])
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("subject", help="FILE.py:FACTORY")
-    parser.add_argument("--second", default="benchmarks/plain.py:second")
-    parser.add_argument("--dataset", default="mnist")
-    parser.add_argument("--tasks", default="pgd,sweep")
-    parser.add_argument("-n", type=int, default=500)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--peer-batch", type=int, default=250)
+    parser.add_argument("tasks", nargs="+", choices=[*TASKS, *STUDIES], metavar="TASK")
+    parser.add_argument("--network", default="natural", help="of plain.py, or FILE.py:FACTORY")
+    parser.add_argument("--dataset", help="for FILE.py:FACTORY: a registered data set")
+    parser.add_argument("--eps", help="budgets of tasks in Linf, comma list: 0.3 or 8/255")
+    parser.add_argument("-n", type=int, default=None, help="images (500; strength: 1000)")
+    parser.add_argument("--slow-n", type=int, default=None, help="strength: of slow tasks (200)")
+    parser.add_argument("--only", help="strength: a comma list of its tasks")
+    parser.add_argument("--repeats", type=int, default=None, help="pairs (3; strength: 1)")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--peers", default=",".join(peers.NAMES), help="comma list, or none")
+    parser.add_argument("--peer-batch", type=int, default=250)
+    parser.add_argument("--predicted-labels", action="store_true", help="attack every image")
+    parser.add_argument("--freeze", action="store_true", help="weights ask for no gradients")
+    parser.add_argument("--memory", action="store_true", help="peak memory, in child processes")
+    parser.add_argument("--second", default="second", help="transfer: the network that is shown")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--child-question", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    here = machine("cpu", args.precision, args.threads)
-    args.precision = here.precision
-    model = subject(args.subject)
-    split = source.load(args.dataset, "test")
-    x, y = source.to_float(split.images[: args.n]), split.labels[: args.n]
-    print(f"{args.subject}, {args.n} images, {here.threads} threads, {here.precision} search")
-    tasks = args.tasks.split(",")
-    found = [
-        transfer(model, x, y, args) if task == "transfer" else compare(task, model, x, y, args)
-        for task in tasks
-    ]
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        document = {
-            "subject": args.subject,
-            "n": args.n,
-            "threads": here.threads,
-            "precision": here.precision,
-            "torch": torch.__version__,
-            "foolbox": foolbox.__version__,
-            "tasks": found,
-        }
-        args.json.write_text(json.dumps(document, indent=1) + "\n")
+    strong = "strength" in args.tasks
+    args.n = (1000 if strong or "scaling" in args.tasks else 500) if args.n is None else args.n
+    args.slow_n = min(args.n, 200) if args.slow_n is None else args.slow_n
+    args.repeats = (1 if strong else 3) if args.repeats is None else args.repeats
+    return args
+
+
+def _questions(args: argparse.Namespace, attacked: Subject, present: list[Peer]) -> list[Question]:
+    """What is asked, in order; tasks that we have no attack for are told and left out."""
+    texts = args.eps.split(",") if args.eps else []
+    eps: list[float | None] = [parse_eps(text) for text in texts] or [None]
+    asked: list[Question] = []
+    if "strength" in args.tasks:
+        names = args.only.split(",") if args.only else None
+        asked += strength(attacked, eps, present, args.n, args.slow_n, args.peer_batch, names)
+    for name in args.tasks:
+        if name in STUDIES:
+            continue
+        task = TASKS[name]
+        if ours.missing(task.ours):
+            print(f"{name}: there is no {task.ours} of ours", file=sys.stderr)
+            continue
+        own = not (task.minimum or task.sweep) and task.norm == "linf"
+        for one in eps if own else [None]:
+            asked.append(question(name, task, attacked.first(args.n), one, args.peer_batch))
+    return asked
+
+
+def _memory(place: int, result: dict[str, Any]) -> dict[str, Any]:
+    """Peak memory of ours and of every peer of a finished task."""
+    arguments = [*sys.argv, "--child-question", str(place)]
+    return memory.peaks(arguments, ["ours", *result["peers"]])
+
+
+def _machine() -> dict[str, Any]:
+    """What the seconds depend on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.partition(":")[2].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        model = platform.processor()
+    load = os.getloadavg() if hasattr(os, "getloadavg") else None
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),
+        "amx": torch.cpu._is_amx_tile_supported(),
+        "load_at_start": load,
+    }
+
+
+def _print(console: Console, result: dict[str, Any]) -> None:
+    """One task as a table: a row per peer."""
+    mine = result["ours"]["runs"][-1]
+    bare = result["ours"].get("median_over_bare")
+    peak = result.get("memory", {})
+    table = Table(title=f"{result['task']} ({result['norm']}{_budgets(result)}), n = {result['n']}")
+    for name in ("", "result", "ours beside"):
+        table.add_column(name)
+    for name in ("wall s", "CPU s", "wall ratio", "CPU ratio", "over bare", "F", "B", "MiB"):
+        table.add_column(name, justify="right")
+    table.add_row(
+        "ours", _outcome(mine), "",
+        f"{result['ours']['median_wall']:.2f}", f"{result['ours']['median_cpu']:.2f}", "", "",
+        "" if bare is None else f"{bare:.2f}", *_cost(mine, peak.get("ours")),
+    )  # fmt: skip
+    for name, peer in result["peers"].items():
+        last = peer["runs"][-1]
+        table.add_row(
+            name, _outcome(last), _beside(last),
+            f"{peer['median_wall']:.2f}", f"{peer['median_cpu']:.2f}",
+            f"{peer['median_ratio_wall']:.2f}", f"{peer['median_ratio_cpu']:.2f}",
+            "", *_cost(last, peak.get(name)),
+        )  # fmt: skip
+    console.print(table)
+    for name, said in result["failed"].items():
+        console.print(f"  {name} failed: {said}", markup=False)
+    lost = sum(sum(run.get("unconfirmed", [])) for run in result["ours"]["runs"])
+    if lost:
+        console.print(f"  {lost} of our claims are not confirmed by a second float32 pass")
+
+
+def _cost(run: dict[str, Any], peak: dict[str, Any] | None) -> list[str]:
+    """Passes per image and memory above the start, as cells."""
+    size = "" if not peak or "failed" in peak else f"{peak['peak_mib'] - peak['before_mib']:.0f}"
+    return [f"{run['forward_per_image']:.1f}", f"{run['backward_per_image']:.1f}", size]
+
+
+def _outcome(run: dict[str, Any]) -> str:
+    """Robust accuracy in percent, or success and mean norm."""
+    if "robust_accuracy" in run:
+        return " ".join(f"{100 * value:.1f}" for value in run["robust_accuracy"]) + " %"
+    norm = run["mean_norm"]
+    return f"{100 * run['success']:.1f} %, mean {'-' if norm is None else f'{norm:.4g}'}"
+
+
+def _beside(run: dict[str, Any]) -> str:
+    """Our outcome beside the peer's, with a mark where ours is weaker."""
+    if "only_ours_breaks" in run:
+        said = " ".join(
+            f"+{mine}/-{theirs}"
+            for mine, theirs in zip(run["only_ours_breaks"], run["only_peer_breaks"])
+        )
+    else:
+        ratio = run["norm_ratio"]
+        said = "" if ratio is None else f"norm x {ratio:.4f}"
+    return said + ("  [bold]WEAKER[/]" if run["weaker"] else "")
+
+
+def _print_rows(console: Console, title: str, rows: list[dict[str, Any]]) -> None:
+    table = Table(title=title)
+    for name in rows[0]:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
+    console.print(table)
+
+
+def _write(path: Path | None, document: dict[str, Any]) -> None:
+    """Write what there is: a long comparison that is stopped keeps its finished tasks."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def attack(
     labels: Tensor,
     name: str = "pgd",
     *,
-    eps: float,
+    eps: float | None = None,
     norm: str | None = None,
     target: Tensor | None = None,
     keep: str = "last",
@@ -103,8 +103,10 @@ def attack(
     """Adversarial images (N, C, H, W) of plain tensors, with their verdicts.
 
     `images` in [0, 1]; `labels`, `target` (N,) int64; `eps` in pixel units; `keep`: `last` or
-    `best_loss` iterate; further `settings` are the attack's parameters. Nobody leaves early. The
-    model's mode, buffers and gradients are left as they were. Raises `UserError`.
+    `best_loss` iterate; further `settings` are the attack's parameters. Nobody leaves early.
+    Minimum-norm attacks need no `eps`; they and ensembles return the nearest images that passed the
+    verdict, and last iterates, not `broken`, where they found none. The model's mode, buffers and
+    gradients are left as they were. Raises `UserError`.
     """
     from .evaluation.images import attack_tensors
 

@@ -27,8 +27,8 @@ MARKERS = ("o", "s", "^", "D", "v", "p", "<", ">")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (1.2, 1.4)))
 SUFFIXES = (".png", ".svg", ".pdf")
 
-_WIDTH, _NARROW, _HEIGHT = 7.6, 5.4, 4.5  # inches of one panel
-_LABEL_STEP, _TICK_STEP = 0.185, 0.53  # inches between two end labels, two ticks
+_WIDTH, NARROW, _HEIGHT = 7.6, 5.4, 4.5  # inches of one panel
+LABEL_STEP, TICK_STEP = 0.185, 0.53  # inches between two end labels, two ticks
 _STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
@@ -42,7 +42,7 @@ _STYLE: Any = {
 
 
 class End(NamedTuple):
-    """The end of a drawn line: eps, accuracies in percent, label, colour, marker."""
+    """The end of a drawn line: its x, all its values, label, colour, marker."""
 
     x: float
     y: list[float]
@@ -59,7 +59,7 @@ def plot_curves(stored: Sequence[StoredResult], path: Path, title: str | None = 
     """
     check_suffix(path)
     found = _drawable(stored)
-    content = _rendered(path.suffix.lower()[1:], lambda: figure(found, title))
+    content = rendered(path.suffix.lower()[1:], lambda: figure(found, title))
     data = path.with_suffix(".csv")
     write_bytes(path, content)
     write_text(data, export.csv(export.frame(stored)))
@@ -84,7 +84,7 @@ def svg(stored: Sequence[StoredResult]) -> str | None:
         found = _drawable(stored)
     except UserError:
         return None
-    drawn = _rendered("svg", lambda: figure(found, width=_NARROW, headed=False), clear=True)
+    drawn = rendered("svg", lambda: figure(found, width=NARROW, headed=False), clear=True)
     content = drawn.decode()
     return content[content.index("<svg") :]
 
@@ -99,7 +99,8 @@ def _drawable(stored: Sequence[StoredResult]) -> list[Panel]:
     return found
 
 
-def _rendered(kind: str, draw: Callable[[], Figure], clear: bool = False) -> bytes:
+def rendered(kind: str, draw: Callable[[], Figure], clear: bool = False) -> bytes:
+    """A figure as a file of this kind; `clear`: without a background."""
     import matplotlib as mpl
 
     with mpl.rc_context(_STYLE):
@@ -118,7 +119,7 @@ def figure(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    heights = [max(_HEIGHT, 1.6 + _LABEL_STEP * len(chosen_lines(panel))) for panel in found]
+    heights = [max(_HEIGHT, 1.6 + LABEL_STEP * len(chosen_lines(panel))) for panel in found]
     drawing = Figure(figsize=(width, sum(heights)))
     FigureCanvasAgg(drawing)
     total, top = sum(heights), sum(heights)
@@ -165,8 +166,8 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         )
         ends.append(End(x[-1], y, _end_label(line, panel), shade, marker))
     _frame(axes, panel)
-    widest = _label_ends(axes, ends)
-    width = _fit_width(axes, widest)
+    widest = label_ends(axes, ends)
+    width = fit_width(axes, widest)
     _ticks(axes, panel, width)
 
 
@@ -190,24 +191,34 @@ def _end_label(line: Line, panel: Panel) -> str:
 def _frame(axes: Axes, panel: Panel) -> None:
     """Limits, accuracy in percent, and as few lines as will do."""
     axes.set_xlim(0, panel.grid()[-1])
+    percent_scale(axes)
+    plain_frame(axes)
+    axes.set_xlabel(f"eps ({text.NORM_NAMES[panel.norm]}, pixels in [0, 1])", labelpad=6)
+
+
+def percent_scale(axes: Axes) -> None:
+    """Y from 0 to 100, the unit at the upper end."""
     axes.set_ylim(0, 100)
     axes.set_yticks(range(0, 101, 20), [*map(str, range(0, 100, 20)), "100 %"])
+
+
+def plain_frame(axes: Axes) -> None:
+    """As few lines as will do: a base line and faint ones across."""
     axes.grid(axis="y", color=FAINT, linewidth=0.7)
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.tick_params(length=0, axis="y")
-    axes.set_xlabel(f"eps ({text.NORM_NAMES[panel.norm]}, pixels in [0, 1])", labelpad=6)
+    axes.tick_params(length=3, axis="x", width=0.8)
 
 
 def _ticks(axes: Axes, panel: Panel, width: float) -> None:
     """Ticks at eps of the grid; where it is made of k/255, decimals on top. `width` in inches."""
-    axes.tick_params(length=3, axis="x", width=0.8)
     grid = [0.0, *panel.grid()]
     in_255ths = text.in_255ths(grid)
     labels = dict(zip(grid, text.eps_labels(grid)))
     labels[0.0] = "0"
-    ticks = _spread(grid, grid[-1] / width * _TICK_STEP)
+    ticks = spread_ticks(grid, grid[-1] / width * TICK_STEP)
     axes.set_xticks(ticks, [labels[tick] for tick in ticks])
     if in_255ths:
         upper = axes.secondary_xaxis("top")
@@ -216,16 +227,16 @@ def _ticks(axes: Axes, panel: Panel, width: float) -> None:
         upper.spines["top"].set_visible(False)
 
 
-def _spread(grid: list[float], gap: float) -> list[float]:
-    """Eps that may carry a tick: from the largest down, at least `gap` apart, and 0."""
+def spread_ticks(grid: list[float], gap: float) -> list[float]:
+    """Values that may carry a tick: from the largest down, at least `gap` apart, and the first."""
     kept = [grid[-1]]
     for eps in reversed(grid[1:-1]):
-        if kept[-1] - eps >= gap and eps >= gap:
+        if kept[-1] - eps >= gap and eps - grid[0] >= gap:
             kept.append(eps)
-    return [grid[0], *reversed(kept)]
+    return [grid[0], *reversed(kept)] if len(grid) > 1 else kept
 
 
-def _label_ends(axes: Axes, ends: list[End]) -> float:
+def label_ends(axes: Axes, ends: list[End]) -> float:
     """Write each label beside its line's end, pushed apart where they meet; the widest in inches.
 
     A thin leader joins label and line, the line's marker stands before the text.
@@ -233,16 +244,16 @@ def _label_ends(axes: Axes, ends: list[End]) -> float:
     drawing = axes.get_figure(root=True)
     assert drawing is not None
     height = axes.get_position().height * drawing.get_size_inches()[1]
-    step = 100 * _LABEL_STEP / height
+    low, high = axes.get_ylim()
+    step = (high - low) * LABEL_STEP / height
     # Lines that end together are told apart by where they came from: compared from the end on.
     order = sorted(ends, key=lambda end: end.y[::-1])
-    heights = spread_labels([end.y[-1] for end in order], step, 0.0, 100.0)
+    heights = spread_labels([end.y[-1] for end in order], step, low, high)
     beside = axes.get_yaxis_transform()  # x in shares of the axes, y in data
-    right = axes.get_xlim()[1]
     widest = 0.0
     for (x_end, line, label, shade, marker), y in zip(order, heights):
         axes.plot(
-            [x_end / right, 1.025, 1.045],
+            [_share(axes, x_end), 1.025, 1.045],
             [line[-1], y, y],
             transform=beside,
             color=shade,
@@ -275,6 +286,12 @@ def _label_ends(axes: Axes, ends: list[End]) -> float:
     return widest
 
 
+def _share(axes: Axes, x: float) -> float:
+    """Where `x` lies along the axes: 0 at the left, 1 at the right."""
+    point = axes.transAxes.inverted().transform(axes.transData.transform((x, axes.get_ylim()[0])))
+    return float(point[0])
+
+
 def spread_labels(wanted: Sequence[float], step: float, low: float, high: float) -> list[float]:
     """Positions nearest to the rising `wanted` that keep `step` between neighbours.
 
@@ -293,7 +310,7 @@ def spread_labels(wanted: Sequence[float], step: float, low: float, high: float)
     return [min(max(value, low), last) + at * step for at, value in enumerate(flat)]
 
 
-def _fit_width(axes: Axes, widest: float) -> float:
+def fit_width(axes: Axes, widest: float) -> float:
     """Give the axes the width that the widest end label leaves; that width in inches."""
     drawing = axes.get_figure(root=True)
     assert drawing is not None

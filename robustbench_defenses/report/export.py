@@ -27,7 +27,7 @@ def frame(stored: Sequence[StoredResult]) -> pd.DataFrame:
     import pandas as pd
 
     rows = [
-        {"label": line.subject, "attack_label": line.attack} | row
+        {"label": line.subject, "attack_label": line.attack} | row | {"optimality": line.optimality}
         for panel in panels(stored)
         for line in panel.lines
         for row in line.result.rows()
@@ -114,6 +114,7 @@ def _wide(table: pd.DataFrame) -> Iterator[tuple[str, list[str], list[list[str]]
             for head, column, digits in (
                 ("unbounded", "unbounded_accuracy", None),
                 ("AUC", "auc", 2),
+                ("optimality", "optimality", 3),
             )
             if panel[column].notna().any()
         ]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from ..evaluation.schema import Result
+from ..evaluation.schema import CurvePoint, Member, Result
 from ..evaluation.store import StoredResult
 from . import curve, table, text
 from .panels import Line, Panel, panels
@@ -20,6 +22,22 @@ def page(
     stored: Sequence[StoredResult], title: str | None = None, folder: Path | None = None
 ) -> str:
     """An HTML document of `stored`; with `folder`, rows link to their files relative to it."""
+    found = panels(stored)
+    subjects = list(dict.fromkeys(entry.result.subject.name for entry in stored))
+    heading = title or (subjects[0] if len(subjects) == 1 else "Robust accuracy")
+    counted = f"{len(stored)} result{'s' * (len(stored) != 1)}"
+    dates = [entry.result.environment.date[:10] for entry in stored]
+    versions = sorted({entry.result.environment.rrd for entry in stored})
+    return render(
+        "results.html.j2",
+        title=heading,
+        subtitle=f"{counted}, made by rrd {', '.join(versions)} until {max(dates)}",
+        sections=[_section(panel, at, folder) for at, panel in enumerate(found)],
+    )
+
+
+def render(template: str, **context: Any) -> str:
+    """A page: one of the templates with its context, everything escaped, in the common style."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -28,19 +46,14 @@ def page(
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-    found = panels(stored)
-    subjects = list(dict.fromkeys(entry.result.subject.name for entry in stored))
-    heading = title or (subjects[0] if len(subjects) == 1 else "Robust accuracy")
-    counted = f"{len(stored)} result{'s' * (len(stored) != 1)}"
-    dates = [entry.result.environment.date[:10] for entry in stored]
-    versions = sorted({entry.result.environment.rrd for entry in stored})
-    return environment.get_template("results.html.j2").render(
-        title=heading,
-        subtitle=f"{counted}, made by rrd {', '.join(versions)} until {max(dates)}",
-        light=curve.PALETTE,
-        dark=curve.DARK_PALETTE,
-        sections=[_section(panel, at, folder) for at, panel in enumerate(found)],
+    return environment.get_template(template).render(
+        light=curve.PALETTE, dark=curve.DARK_PALETTE, **context
     )
+
+
+def link(path: Path, folder: Path) -> str:
+    """`path` as a page in `folder` links to it."""
+    return quote(Path(os.path.relpath(path, folder)).as_posix())
 
 
 def _section(panel: Panel, number: int, folder: Path | None) -> dict[str, Any]:
@@ -48,12 +61,14 @@ def _section(panel: Panel, number: int, folder: Path | None) -> dict[str, Any]:
     grid = panel.grid()
     results = [line.result for line in panel.lines]
     unbounded = any(result.unbounded_accuracy is not None for result in results)
+    scored = any(line.optimality is not None for line in panel.lines)
     heads = ["subject", "attack", "n", "clean"]
     heads += [f"eps {label}" for label in text.eps_labels(grid)]
-    heads += ["unbounded"] * unbounded + ["AUC"]
-    rows = [_row(line, grid, unbounded, folder) for line in panel.lines]
+    heads += ["unbounded"] * unbounded + ["AUC"] + ["optimality"] * scored
+    rows = [row for line in panel.lines for row in _rows(line, grid, unbounded, scored, folder)]
     for row, before in zip(rows[1:], rows):
-        row["first"] = row["subject"] != before["subject"]
+        if row["subject"] != before["subject"]:
+            row["kind"] = f"first {row['kind']}".strip()
     picture = curve.svg(stored)
     return {
         "title": f"{panel.dataset}, {text.NORM_NAMES[panel.norm]}",
@@ -71,7 +86,7 @@ def _section(panel: Panel, number: int, folder: Path | None) -> dict[str, Any]:
     }
 
 
-def themed(svg: str, prefix: str) -> str:
+def themed(svg: str, prefix: str, label: str = "accuracy over eps") -> str:
     """An SVG whose colours follow the page's theme and whose ids cannot meet another picture's."""
     named = {curve.INK: "currentColor", curve.QUIET: "var(--quiet)", curve.FAINT: "var(--line)"}
     named |= {colour: f"var(--c{at + 1})" for at, colour in enumerate(curve.PALETTE)}
@@ -83,10 +98,13 @@ def themed(svg: str, prefix: str) -> str:
     # The page gives the size; the view box keeps the proportions.
     head, rest = svg.split(">", 1)
     head = re.sub(r'\s(width|height)="[^"]*"', "", head)
-    return f'{head} role="img" aria-label="accuracy over eps">{rest}'
+    return f'{head} role="img" aria-label="{escape(label)}">{rest}'
 
 
-def _row(line: Line, grid: list[float], unbounded: bool, folder: Path | None) -> dict[str, Any]:
+def _rows(
+    line: Line, grid: list[float], unbounded: bool, scored: bool, folder: Path | None
+) -> list[dict[str, Any]]:
+    """The row of a line; below an ensemble's, one for each member."""
     result = line.result
     clean_range = f"{text.percent(result.clean_low)} to {text.percent(result.clean_high)}"
     cells = [
@@ -105,17 +123,27 @@ def _row(line: Line, grid: list[float], unbounded: bool, folder: Path | None) ->
             cells.append(_cell(text.percent(point.robust_accuracy), ends))
     cells += [_cell(text.percent(result.unbounded_accuracy))] * unbounded
     cells.append(_cell(text.decimal(result.auc)))
-    link = None
-    if folder is not None and line.stored is not None:
-        link = Path(os.path.relpath(line.stored.path, folder)).as_posix()
-    return {
+    cells += [_cell(text.decimal(line.optimality, 3))] * scored
+    file = line.stored.path if line.stored is not None else None
+    own = {
         "subject": line.subject,
         "cells": cells,
-        "worst": line.worst,
-        "first": False,
+        "kind": "worst" if line.worst else "",
         "severity": min((d.severity for d in result.flagged), default=None),
-        "link": link,
+        "link": link(file, folder) if folder is not None and file is not None else None,
     }
+    rest = unbounded + 1 + scored
+    members = [] if line.worst else (result.members or [])
+    return [own, *(_member(line, each, grid, rest) for each in members)]
+
+
+def _member(line: Line, member: Member, grid: list[float], rest: int) -> dict[str, Any]:
+    """The row of a member: what it and those before it left, at each eps; `rest` empty cells."""
+    left = dict(zip((point.eps for point in line.result.curve), member.robust_accuracy))
+    cells = ["", member.name, "", "", *(text.percent(left.get(eps)) for eps in grid), *[""] * rest]
+    shown = [_cell(each) for each in cells]
+    own = {"subject": line.subject, "cells": shown, "kind": "member"}
+    return own | {"severity": None, "link": None}
 
 
 def _cell(shown: str, ends: str = "") -> dict[str, str]:
@@ -123,17 +151,73 @@ def _cell(shown: str, ends: str = "") -> dict[str, str]:
 
 
 def _verdict(panel: Panel) -> str:
-    """One sentence: what is left of each subject at the largest eps that it was asked."""
+    """What is left of each subject at the largest eps; of a single one, and whether to believe
+    it."""
     said = []
     for line in panel.best_first():
         point = next((p for p in reversed(line.result.curve) if p.eps > 0), None)
         if point is not None:
-            (label,) = text.eps_labels([point.eps])
-            said.append(
-                f"{line.subject} keeps {text.percent(point.robust_accuracy)} % "
-                f"[{text.percent(point.low)}, {text.percent(point.high)}] at eps {label}"
-            )
-    return f"{'; '.join(said)}." if said else ""
+            said.append(f"{line.subject} keeps {_kept(point)}")
+    if len(panel.subjects) > 1 or not panel.lines:
+        return f"{'; '.join(said)}." if said else ""
+    (line,) = panel.deciding()
+    result = line.result
+    attacks = [each.attack for each in panel.lines if not each.worst]
+    by = f"the worst case over {len(attacks)} attacks" if line.worst else line.attack
+    sentences = [
+        f"{line.subject} classifies {text.percent(result.clean_accuracy)} % of "
+        f"{text.count(result.n)} clean images rightly"
+        + (f" and, under {by}, {said[0].removeprefix(line.subject + ' ')}." if said else ".")
+    ]
+    sentences += [*_halved(line), *_strongest(panel, line), *_nearest(panel), _believed(panel)]
+    return " ".join(sentences)
+
+
+def _kept(point: CurvePoint) -> str:
+    (label,) = text.eps_labels([point.eps])
+    ends = f"[{text.percent(point.low)}, {text.percent(point.high)}]"
+    return f"{text.percent(point.robust_accuracy)} % {ends} at eps {label}"
+
+
+def _halved(line: Line) -> list[str]:
+    """The smallest budget of the curve that breaks half of the images."""
+    eps = [point.eps for point in line.result.curve]
+    half = next((p.eps for p in line.result.curve if p.eps > 0 and p.robust_accuracy < 0.5), None)
+    if half is None or len(eps) < 3:
+        return []
+    return [f"Half of the images are broken by eps {text.eps_labels(eps)[eps.index(half)]}."]
+
+
+def _strongest(panel: Panel, worst: Line) -> list[str]:
+    """Which attack alone comes nearest to the worst case at the largest budget."""
+    alone = [line for line in panel.lines if not line.worst and line.result.curve]
+    if not worst.worst or len(alone) < 2:
+        return []
+    best = min(alone, key=lambda line: line.last_accuracy)
+    return [
+        f"The strongest attack alone, {best.attack}, leaves {text.percent(best.last_accuracy)} %."
+    ]
+
+
+def _nearest(panel: Panel) -> list[str]:
+    """The minimum-norm attack that comes nearest to the best of all of them."""
+    scored = [(line.optimality, line.attack) for line in panel.lines if line.optimality is not None]
+    if len(scored) < 2:
+        return []
+    score, attack = max(scored)
+    return [
+        f"Of the minimum-norm attacks {attack} finds the nearest images (optimality {score:.3f})."
+    ]
+
+
+def _believed(panel: Panel) -> str:
+    """What the diagnostics say of the numbers."""
+    every = [d for line in panel.lines if not line.worst for d in line.result.diagnostics]
+    names = list(dict.fromkeys(d.name for d in every if d.fired and d.severity != "info"))
+    ran = sum(d.skipped is None for d in every)
+    if names:
+        return f"Against these numbers speaks: {', '.join(names)}; read them as upper bounds."
+    return f"No diagnostic of {ran} speaks against it." if ran else "No diagnostics ran."
 
 
 def _fired(panel: Panel) -> list[dict[str, str]]:
@@ -182,7 +266,7 @@ def _facts(result: Result) -> list[tuple[str, str]]:
         ("options", options),
         ("weights", subject.weights[:16]),
         ("examples", f"{data.name}, {data.subset}, n = {text.count(result.n)}"),
-        ("attack", f"{attack.name}, version {attack.version}, {attack.backend}"),
+        ("attack", f"{attack.name}, version {attack.version}, {attack.remark or attack.backend}"),
         ("parameters", parameters),
         ("images from", attack.source or ""),
         ("view", f"{result.view}, {result.sweep} sweep, seed {result.seed}"),

@@ -10,7 +10,7 @@ from typing import Any
 from ..core.errors import UserError
 from ..evaluation.schema import Result
 from ..evaluation.store import StoredResult
-from ..evaluation.worst import question, worst_result
+from ..evaluation.worst import optimality, question, worst_result
 from .text import eps_labels
 
 
@@ -23,6 +23,7 @@ class Line:
     attack: str
     worst: bool = False
     stored: StoredResult | None = None
+    optimality: float | None = None  # among the minimum-norm attacks on the same question
 
     @property
     def last_accuracy(self) -> float:
@@ -77,6 +78,22 @@ def panels(stored: Sequence[StoredResult]) -> list[Panel]:
     return [_panel(name, norm, entries) for (name, _, norm), entries in groups.items()]
 
 
+def optimality_scores(stored: Sequence[StoredResult]) -> list[dict[str, Any]]:
+    """The optimality score of every result that has one, with what tells the result from others."""
+    return [
+        {
+            "subject": line.result.subject.id,
+            "attack": line.result.attack.name,
+            "backend": line.result.attack.backend,
+            "key": line.result.key,
+            "optimality": line.optimality,
+        }
+        for panel in panels(stored)
+        for line in panel.lines
+        if line.optimality is not None
+    ]
+
+
 def _panel(dataset: str, norm: str, stored: list[StoredResult]) -> Panel:
     results = [entry.result for entry in stored]
     subjects = _labels(results, _subject_base, _subject_traits, question)
@@ -89,15 +106,18 @@ def _panel(dataset: str, norm: str, stored: list[StoredResult]) -> Panel:
         entries = [stored[at] for at in members]
         chosen = [entry.result for entry in entries]
         attacks = _labels(chosen, _attack_base, _attack_traits, lambda r: r.key)
-        for entry, at, attack in zip(entries, members, attacks):
-            lines.append(Line(entry.result, subjects[at], attack, stored=entry))
+        scores, worst = None, None
         if len(entries) > 1:
             try:
-                worst = worst_result(entries)
+                scores, worst = optimality(entries), worst_result(entries)
             except UserError as error:
                 notes.append(f"no worst case for {subjects[members[0]]}: {error.message}")
-            else:
-                lines.append(Line(worst, subjects[members[0]], "worst case", worst=True))
+        for entry, at, attack, score in zip(
+            entries, members, attacks, scores or [None] * len(entries)
+        ):
+            lines.append(Line(entry.result, subjects[at], attack, False, entry, score))
+        if worst is not None:
+            lines.append(Line(worst, subjects[members[0]], "worst case", worst=True))
     panel = Panel(dataset, norm, lines, notes)
     ranked = [line.subject for line in panel.best_first()]
     lines.sort(key=lambda line: (ranked.index(line.subject), line.worst))

@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ..core import registry
 from ..core.errors import UserError
 from ..core.files import write_text
+from ..core.registry import normal
 from ..core.settings import Param, shown
 
 _BLOCK = re.compile(r"(<!-- generated: (\w+) (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -102,6 +103,24 @@ def presets(name: str) -> str:
     return table(["preset", "settings"], rows)
 
 
+def budgets(name: str) -> str:
+    """A table of what attacks are given at the levels of `--budget` (`name` is of no meaning)."""
+    from ..evaluation.budgets import LEVELS
+
+    rows = []
+    for entry in registry.entries("attack"):
+        given = entry.card.get("budgets") or {}
+        if entry.name == entry.family and entry.origin == "rrd" and given:
+            said = [_given(given.get(level, {})) or "its defaults" for level in LEVELS]
+            rows.append([f"`{entry.name}`", *said])
+    rows.append(["all others", *["their defaults"] * len(LEVELS)])
+    return table(["attack", *LEVELS], [["images", *map(str, LEVELS.values())], *rows])
+
+
+def _given(settings: Mapping[str, object]) -> str:
+    return ", ".join(f"`{key}={shown(value)}`" for key, value in settings.items())
+
+
 def entries(kind: str) -> str:
     """A table of all families of a kind, with a link to the page of each that has one."""
     rows = []
@@ -115,23 +134,23 @@ def entries(kind: str) -> str:
 
 
 def diagnostics(name: str) -> str:
-    """A table of all diagnostics: number and what the check looks at (`name` is of no meaning)."""
-    from ..evaluation.diagnostics import CHECKS
+    """A table of all diagnostics, a row per check (`name` is of no meaning)."""
+    from ..evaluation.checks import cards
 
-    rows = []
-    for function in CHECKS:
-        number, _, sentence = str(function.__doc__).partition(": ")
-        first = sentence.strip().partition("\n")[0]
-        rows.append([number, function.__name__.replace("_", " "), first])
-    return table(["", "name", "looks at"], rows)
-
-
-def battery(name: str) -> str:
-    """A list of the checks of `--diagnose` (`name` is of no meaning)."""
-    from ..evaluation.battery import CHECKS
-
-    titles = [str(function.__doc__).splitlines()[0].strip().rstrip(".") for function in CHECKS]
-    return "".join(f"- {title}\n" for title in titles)
+    rows = [
+        [
+            card.id,
+            f"`{normal(card.name)}`",
+            "every result" if card.always else "`--diagnose`",
+            card.formula,
+            card.thresholds,
+            card.cost,
+            f"{card.means} *{card.do[:1].upper()}{card.do[1:]}.*",
+        ]
+        for card in cards()
+    ]
+    heads = ["", "name", "runs on", "value", "fires", "passes", "what it means, *what to do*"]
+    return table(heads, rows)
 
 
 def fact(key: str) -> Callable[[str], str]:
@@ -161,9 +180,9 @@ BLOCKS: dict[str, Callable[[str], str]] = {
     "parameters": parameters,
     "variants": variants,
     "presets": presets,
+    "budgets": budgets,
     "entries": entries,
     "diagnostics": diagnostics,
-    "battery": battery,
 }
 
 

@@ -6,11 +6,12 @@ one row per subject and attack, with as many points of the curve as fit the widt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ..evaluation.schema import CurvePoint, Result
+from ..evaluation.schema import CurvePoint, Member, Result
 from ..evaluation.store import StoredResult
 from . import text
 from .panels import Line, Panel, panels
@@ -68,9 +69,13 @@ def as_text(stored: Sequence[StoredResult], width: int = WIDTH) -> str:
 
 
 def comparison_columns(panel: Panel, width: int = WIDTH) -> list[Column]:
-    """Columns subject, attack, clean, points of the curve, AUC, and the deciding attack."""
-    several = len(panel.lines) > len(panel.subjects)
+    """Columns subject, attack, clean, points of the curve, AUC, and the deciding attack.
+
+    One subject's ensembles have their members indented below them.
+    """
     lines = panel.lines
+    members = any(_members(panel, line) for line in lines)
+    several = members or len(lines) > len(panel.subjects)
     results = [line.result for line in lines]
     flagged = any(result.flagged for result in results)
     named = all(result.subject.defense for result in results)
@@ -85,19 +90,50 @@ def comparison_columns(panel: Panel, width: int = WIDTH) -> list[Column]:
         end.append(Column("AUC", [_marked(text.decimal(r.auc), r, flagged) for r in results]))
     elif flagged:
         end.append(Column("", [_marked("", r, flagged) for r in results]))
+    points = _point_columns(panel, several)
+    scores = _score_columns(lines)
+    if _width([*start, *end, *scores, *points[-3:]]) > width:
+        scores = []  # three points tell more
+    end += scores
     if not several:
         end.append(Column("worst case", _attacks(lines), right=False))
     if len({result.n for result in results}) > 1:
         end.append(Column("n", [text.count(result.n) for result in results]))
-    points = _point_columns(panel, several)
+    if members:
+        start = [
+            _spread(panel, column, _name if column.head == "attack" else lambda *_: "")
+            for column in start
+        ]
+        end = [_spread(panel, column, lambda *_: "") for column in end]
     return [*start, *_thinned(points, [*start, *end], width), *end]
+
+
+def _members(panel: Panel, line: Line) -> list[Member]:
+    """The members to show below a line: of ensembles, where one subject has the table alone."""
+    alone = len(panel.subjects) == 1 and not line.worst
+    return (line.result.members or []) if alone else []
+
+
+def _name(line: Line, member: Member) -> str:
+    return f"  {member.name}"
+
+
+def _spread(panel: Panel, column: Column, cell: Callable[[Line, Member], str]) -> Column:
+    """`column` with a cell for each member below its line's own."""
+    cells: list[str] = []
+    bold = set()
+    for at, (line, own) in enumerate(zip(panel.lines, column.cells)):
+        if at in column.bold:
+            bold.add(len(cells))
+        cells += [own, *(cell(line, member) for member in _members(panel, line))]
+    return replace(column, cells=cells, bold=frozenset(bold))
 
 
 def answer_columns(panel: Panel) -> list[Column]:
     """Columns attack, eps, robust accuracy with its interval, n, passes per image, time."""
     rows: list[tuple[str, ...]] = []
     flagged = any(line.result.flagged for line in panel.lines)
-    single = len(panel.lines) == 1
+    scored = any(line.optimality is not None for line in panel.lines)
     for line in panel.lines:
         result = line.result
         point = next((p for p in reversed(result.curve) if p.eps > 0), None)
@@ -113,20 +149,22 @@ def answer_columns(panel: Panel) -> list[Column]:
                 _marked(accuracy, result, flagged),
                 interval,
                 text.count(result.n),
+                text.decimal(line.optimality, 3),
                 passes,
                 text.duration(cost.seconds),
             )
         )
-        if single and point is not None:
+        if point is not None:
             at = result.curve.index(point)
-            for member in result.members or []:
+            for member in _members(panel, line):
                 left = f"{text.percent(member.robust_accuracy[at])} %"
                 took = text.duration(member.seconds)
-                rows.append((f"  {member.name}", "", _marked(left, None, flagged), *[""] * 3, took))
-    heads = ("attack", "eps", "robust accuracy", "", "n", "passes/image", "time")
+                rows.append((f"  {member.name}", "", _marked(left, None, flagged), *[""] * 4, took))
+    heads = ("attack", "eps", "robust accuracy", "", "n", "optimality", "passes/image", "time")
     return [
         Column(head, list(cells), right=at not in (0, 3), keep=at < 3)
         for at, (head, cells) in enumerate(zip(heads, zip(*rows)))
+        if scored or head != "optimality"
     ]
 
 
@@ -157,10 +195,19 @@ def _point_columns(panel: Panel, several: bool) -> list[Column]:
         points = [_at(line.result, eps) for line in panel.lines]
         cells = [text.percent(None if p is None else p.robust_accuracy) for p in points]
         worst = {at for at, line in enumerate(panel.lines) if line.worst}
-        columns.append(
-            Column(label, cells, bold=frozenset(worst if several else _clear_best(points)))
-        )
+        column = Column(label, cells, bold=frozenset(worst if several else _clear_best(points)))
+        columns.append(_spread(panel, column, functools.partial(_left, eps)))
     return columns
+
+
+def _left(eps: float, line: Line, member: Member) -> str:
+    """What a member left at `eps`."""
+    found = [
+        accuracy
+        for point, accuracy in zip(line.result.curve, member.robust_accuracy)
+        if point.eps == eps
+    ]
+    return text.percent(found[0] if found else None)
 
 
 def _at(result: Result, eps: float) -> CurvePoint | None:
@@ -191,6 +238,13 @@ def _distance_columns(panel: Panel) -> list[Column]:
     ]
 
 
+def _score_columns(lines: list[Line]) -> list[Column]:
+    """Where several minimum-norm attacks ran: how near each comes to the best of all of them."""
+    if all(line.optimality is None for line in lines):
+        return []
+    return [Column("optimality", [text.decimal(line.optimality, 3) for line in lines])]
+
+
 def _width(columns: Sequence[Column]) -> int:
     """Width of the table: one blank before it, two between columns."""
     return sum(column.width + 2 for column in columns) - 1
@@ -208,7 +262,7 @@ def _thinned(points: list[Column], others: list[Column], width: int) -> list[Col
 
 
 def _with_head(column: Column, head: str) -> Column:
-    return Column(head, column.cells, column.right, column.keep, column.bold)
+    return replace(column, head=head)
 
 
 def _fitting(columns: list[Column], width: int) -> list[Column]:
@@ -265,7 +319,22 @@ def feet(panel: Panel, answer: bool = False) -> list[str]:
     }
     for subject, draws in random.items():
         lines.append(f"{subject} answers at random: verdicts over {draws} draws")
-    return lines + footnotes(panel) + panel.notes
+    return lines + remarks(panel) + footnotes(panel) + panel.notes
+
+
+def remarks(panel: Panel) -> list[str]:
+    """One line per thing that a library does otherwise, and in which attacks."""
+    concerned: dict[str, list[str]] = {}
+    for line in panel.lines:
+        attack = line.result.attack
+        if attack.remark is not None and not line.worst:
+            names = concerned.setdefault(attack.remark, [])
+            names += [attack.name] if attack.name not in names else []
+    lines = []
+    for remark, names in concerned.items():
+        library, colon, otherwise = remark.partition(": ")
+        lines.append(f"{library}, {', '.join(names)}{colon}{otherwise}")
+    return lines
 
 
 def footnotes(panel: Panel) -> list[str]:

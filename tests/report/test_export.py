@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -50,6 +51,22 @@ def test_csv_and_json_lose_nothing(stored: list[StoredResult]) -> None:
     assert rows[0]["seed"] == 0
     assert isinstance(rows[0]["seed"], int)
     assert rows[0]["targeted"] is False
+
+
+def test_scores_of_minimum_norm_attacks_are_a_column(tmp_path: Path) -> None:
+    stored = [
+        builders.stored(tmp_path, builders.record(scale=s), attack=a, unbounded_accuracy=0.0)
+        for a, s in (("ddn", 0.1), ("cw", 0.2))
+    ]
+    frame = export.frame(stored)
+    scores = frame.groupby("attack")["optimality"].first()
+    assert scores["ddn"] == 1.0
+    assert 0 < scores["cw"] < 1
+    shown = export.markdown(frame)
+    assert "| optimality |" in shown
+    assert re.search(rf"\| cw .* {scores['cw']:.3f} \|$", shown, re.MULTILINE)
+    rows = json.loads(export.as_json(frame))["rows"]
+    assert {row["optimality"] for row in rows if row["attack"] == "worst_case"} == {None}
 
 
 def test_markdown_is_a_table_per_data_set(stored: list[StoredResult]) -> None:

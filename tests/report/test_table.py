@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from robustbench_defenses.evaluation import metrics
 from robustbench_defenses.evaluation.schema import Member
+from robustbench_defenses.evaluation.store import StoredResult
 from robustbench_defenses.report import table, text
 from robustbench_defenses.report.panels import panels
 from tests.evaluation import builders
@@ -222,3 +224,83 @@ def test_durations_and_long_names() -> None:
     assert said == ["3.0 s", "1 min 0 s", "1 min 52 s", "2 h 5 min"]
     assert text.shorten("abcdefghij", 5) == "ab…ij"
     assert text.shorten("abc", 5) == "abc"
+
+
+def test_members_of_an_ensemble_stand_below_it_at_every_budget(tmp_path: Path) -> None:
+    rows = builders.record()
+    grid = [0.1, 0.2]
+    after = [metrics.robust_accuracy(rows.distance, eps) for eps in grid]
+    members = [
+        Member(name="apgd_ce", robust_accuracy=[x + 0.05 for x in after], seconds=3.1),
+        Member(name="square", robust_accuracy=after, seconds=112),
+    ]
+    alone = builders.stored(tmp_path, rows, attack="autoattack", grid=grid, members=members)
+    shown = _rows(table.as_text([alone]))
+    assert shown["apgd_ce"] == [text.percent(x + 0.05) for x in after]
+    assert shown["square"] == [text.percent(x) for x in after]
+    # Several attacks on one subject: members still stand below their ensemble; bold is the worst.
+    other = builders.stored(tmp_path, builders.record(scale=0.25), grid=grid)
+    panel = panels([alone, other])[0]
+    columns = {column.head: column for column in table.comparison_columns(panel)}
+    names = columns["attack"].cells
+    assert names.index("  apgd_ce") == names.index("autoattack") + 1
+    assert columns["0.2"].bold == {names.index("worst case")}
+    # Several subjects: the table would be of members rather than of subjects.
+    third = builders.stored(tmp_path, defense="nt", grid=grid)
+    assert "apgd_ce" not in table.as_text([alone, third])
+
+
+def test_what_a_library_does_otherwise_stands_below_the_table(tmp_path: Path) -> None:
+    said = {"backend": "foolbox", "remark": "foolbox 3.3.4: judges the last iterate alone"}
+    stored = builders.stored(tmp_path, attack_changes=said)
+    shown = table.as_text([stored])
+    assert "pgd_linf (foolbox)" in shown
+    assert "foolbox 3.3.4, pgd_linf: judges the last iterate alone" in shown
+
+
+def _minimum(tmp_path: Path, *scales: float, **named: Any) -> list[StoredResult]:
+    """Minimum-norm attacks `a0`, `a1` on the same examples."""
+    found = []
+    for at, scale in enumerate(scales):
+        rows = builders.record(scale=scale, seed=0)
+        attack = {"name": f"a{at}", "entry": f"a{at}"}
+        found.append(
+            builders.stored(
+                tmp_path, rows, attack=f"a{at}", attack_changes=attack, unbounded_accuracy=0.0,
+                **named,
+            )
+        )  # fmt: skip
+    return found
+
+
+def test_several_minimum_norm_attacks_are_scored(tmp_path: Path) -> None:
+    near, far = _minimum(tmp_path, 0.1, 0.2)
+    scores = metrics.optimality({"a0": near.record().distance, "a1": far.record().distance})
+    assert scores["a0"] == 1.0
+    shown = table.as_text([near, far], 120)
+    assert "optimality" in shown
+    assert re.search(r"a0 .* 1\.000$", shown, re.MULTILINE)
+    assert re.search(rf"a1 .* {scores['a1']:.3f}$", shown, re.MULTILINE)
+    (panel,) = panels([far, near])
+    assert {line.attack: line.optimality for line in panel.lines} == {
+        **scores,
+        "worst case": None,
+    }
+    # Too narrow for three budgets beside it: the budgets tell more.
+    assert "optimality" not in table.as_text([near, far], 60)
+    one = [builders.stored(tmp_path, defense="nt", attack="pgd_linf"), near]
+    assert "optimality" not in table.as_text(one)
+
+
+def test_tables_and_other_examples_have_no_score(tmp_path: Path) -> None:
+    near, far = _minimum(tmp_path, 0.1, 0.2)
+    table_of = builders.stored(
+        tmp_path, builders.table(), attack="a2", unbounded_accuracy=0.0, sweep="clipped"
+    )
+    fewer = builders.stored(
+        tmp_path, builders.record(n=100), attack="a3", unbounded_accuracy=0.0,
+        dataset_changes={"n": 100},
+    )  # fmt: skip
+    lines = [line for panel in panels([near, far, table_of, fewer]) for line in panel.lines]
+    scored = {line.result.attack.name for line in lines if line.optimality is not None}
+    assert scored == {"a0", "a1"}
