@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from peers import Ask
 
@@ -37,7 +38,7 @@ class Task:
     steps: int | None = 100
     step: float | None = None
     share: float | None = None
-    settings: Mapping[str, object] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
     minimum: bool = False
     sweep: bool = False
     capped: bool = False
@@ -46,8 +47,11 @@ class Task:
 
     def ask(self, dataset: str, eps: float, batch: int, seed: int) -> Ask:
         """The task as the peers are asked; `eps` is nan where the nearest point is wanted."""
-        length = self.step_length(dataset, eps)
-        return Ask(self.norm, eps, self.steps or 100, length or 0.0, batch=batch, seed=seed)
+        return Ask(
+            self.norm, eps, self.steps or 100, self.step_length(dataset, eps) or 0.0,
+            searches=self.settings.get("search_steps", 9),
+            queries=self.settings.get("n_queries", 5000), batch=batch, seed=seed,
+        )  # fmt: skip
 
     def ours_settings(self, dataset: str, eps: float) -> dict[str, object]:
         """The parameters of our attack."""

@@ -186,7 +186,7 @@ class BrendelBethge:
         if len(ready):
             there = index[ready]
             state.stage[there] = HALVE
-            state.points[there] = self._between(take(part, ready), begun.points[ready], 0.5)
+            state.points[there] = self.between(take(part, ready), begun.points[ready], 0.5)
 
     def _halve(self, state: State, rows: Rows, wrong: Tensor, index: Tensor) -> None:
         """One bisection of the path to the start, in rows `index`."""
@@ -199,9 +199,9 @@ class BrendelBethge:
         share[over] = state.high[over]
         state.stage[over], state.done[over] = WALK, 0
         far = state.start.points[index]
-        state.points[index] = self._between(take(rows, index), far, share[index])
+        state.points[index] = self.between(take(rows, index), far, share[index])
 
-    def _between(self, rows: Rows, far: Tensor, share: Tensor | float) -> Tensor:
+    def between(self, rows: Rows, far: Tensor, share: Tensor | float) -> Tensor:
         """The point (B, C, H, W) at `share` of the path, along which the norm grows evenly, from
         the images to `far`."""
         away = far - rows.images

@@ -101,8 +101,8 @@ class State:
     """`free` (B, C, H, W): the variables of Adam, `mean` and `square` its averages; `done` (B,)
     int64 steps of this round; `turn` (B,) int64 rounds made; `const`, `lower`, `upper` (B,): c and
     its bracket; `found` (B,) bool: success in this round; `before` (B,): loss at the last check;
-    `nearest` (B, C, H, W): variables of the nearest success, `shortest` (B,) its distance (inf:
-    none)."""
+    `nearest` (B, C, H, W): variables of the nearest success, `shortest` (B,) its squared distance
+    (inf: none); `doubted` (B,) bool: the verdict has refused a success, to be asked in float32."""
 
     free: Tensor
     mean: Tensor
@@ -116,6 +116,7 @@ class State:
     before: Tensor
     nearest: Tensor
     shortest: Tensor
+    doubted: Tensor
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,7 @@ class CW:
             before=zeros + torch.inf,
             nearest=free.clone(),
             shortest=zeros + torch.inf,
+            doubted=torch.zeros_like(count, dtype=torch.bool),
         )
 
     def _variables(self, images: Tensor) -> Tensor:
@@ -164,6 +166,11 @@ class CW:
     def ask(self, state: State, rows: Rows) -> Query:
         """The gradient of the hinge; c enters in `tell`, as it differs from row to row."""
         return Query(self._points(state.free), "gradient", self._hinge)
+
+    def fine(self, state: State, rows: Rows) -> Tensor:
+        """Rows at their image or in doubt: where a twin errs the hinge is flat, and nothing moves
+        them."""
+        return (state.done == 0) | state.doubted
 
     def _hinge(self, logits: Tensor, rows: Rows) -> Tensor:
         """-max(m + confidence, 0), to be increased."""
@@ -264,6 +271,7 @@ class CW:
             state,
             found=state.found & ~refused,
             shortest=state.shortest.masked_fill(refused, torch.inf),
+            doubted=state.doubted | refused,
         )
 
     def finished(self, state: State, rows: Rows) -> Tensor:

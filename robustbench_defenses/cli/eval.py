@@ -222,7 +222,8 @@ def command(
         )
         for subject in dict.fromkeys(subjects or ["last"])
     ]
-    reporter.expect([sum(each.passes) for one in asked for each in one.asked])
+    works = [sum(each.passes) for one in asked for each in one.asked]
+    reporter.expect(works, one_subject=len(asked) == 1)
     if not quiet:
         announce(asked)
     answered, unfinished, said = answers_of(asked)

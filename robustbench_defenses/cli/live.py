@@ -11,6 +11,10 @@ from rich.text import Text
 from .console import duration, err
 
 
+# Columns for the note, the times and the blanks between.
+NOTES = 50
+
+
 class LiveProgress:
     """A bar on the terminal: task, bar, share, note, time spent, time left."""
 
@@ -21,9 +25,14 @@ class LiveProgress:
         """Begin a line of its own; a task still running is closed first."""
         err.release()
         self._total = total
+        wide = err.width >= 90
+        bar = 16 if wide else 8
+        # Note and times are what changes: the name of the task gives way to them.
+        room = max(12, err.width - bar - NOTES)
+        task = task if len(task) <= room else task[: room - 1] + "…"
         err.bar = Bar(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24, complete_style="default", finished_style="default"),
+            BarColumn(bar_width=bar, complete_style="default", finished_style="default"),
             TextColumn("{task.fields[note]}", markup=False, style="dim"),
             _Times(),
             console=err,

@@ -201,6 +201,7 @@ def build_all(
         item = build.build(plan, recipe, outcomes, results, environment.command(), here)
         build.save(item, results)
         items.append(item)
+    build.save_papers(items, results)
     return items
 
 
@@ -222,6 +223,6 @@ def show(
     if quiet:
         return
     for item in items:
-        note(f"stored {stored.folder(results, item.id, item.preset)}")
+        note(f"page   {stored.folder(results, item.id, item.preset) / 'index.html'}")
     if lost:
         note(f"{len(lost)} of {len(outcomes)} jobs did not finish; the same command tries again")

@@ -15,6 +15,8 @@ def nearest_donors(images: Tensor, predicted: Tensor, labels: Tensor, target: Te
     target (N,) where that is not -1. Rows without any get their own position. Among equals the
     first one is taken; apart from that the answer does not depend on the order of the images.
     """
+    if len(images) == 0:
+        return predicted
     flat = images.flatten(1).double()
     size = flat.square().sum(1)
     places = []
@@ -24,4 +26,4 @@ def nearest_donors(images: Tensor, predicted: Tensor, labels: Tensor, target: Te
         # ||a - b||^2 without the ||a||^2 that a whole row shares.
         far = torch.addmm(size[None], flat[chunk], flat.T, alpha=-2).masked_fill(~counts, torch.inf)
         places.append(torch.where(counts.any(1), far.argmin(1), chunk))
-    return torch.cat(places) if places else predicted
+    return torch.cat(places)

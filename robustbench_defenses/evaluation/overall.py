@@ -22,12 +22,14 @@ class Overall:
         self._inner, self._clock = inner, clock
         self._left: list[float] = []
         self._count = self._at = 0
+        self._short = False
         self._work = self._done = self._seconds = 0.0
         self._total, self._begun = 0, 0.0
 
-    def expect(self, works: Sequence[float]) -> None:
-        """The declared passes of all questions, in order."""
+    def expect(self, works: Sequence[float], one_subject: bool = False) -> None:
+        """The declared passes of all questions, in order; one subject need not be named each time."""
         self._left, self._count, self._at = list(works), len(works), 0
+        self._short = one_subject and self._count > 1
 
     def enter(self, work: float) -> None:
         """The next question comes, of so many declared passes; it may be answered already."""
@@ -39,7 +41,7 @@ class Overall:
         """A question begins to be worked on."""
         self._total, self._begun = total, self._clock()
         number = f"{self._at} of {self._count} · " if self._count > 1 else ""
-        self._inner.start(number + task, total)
+        self._inner.start(number + (task.partition(" on ")[0] if self._short else task), total)
 
     def update(self, done: int, note: str = "") -> None:
         """How far it is; the note says how long the questions after it will take."""
@@ -58,7 +60,7 @@ class Overall:
         worked = self._done + share * self._work
         if not self._left or spent < SOONEST or worked <= 0:
             return ""
-        return f"then about {_rough(spent / worked * sum(self._left))} for {len(self._left)} more"
+        return f"then about {_rough(spent / worked * sum(self._left))}"
 
 
 def _rough(seconds: float) -> str:

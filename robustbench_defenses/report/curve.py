@@ -27,7 +27,7 @@ MARKERS = ("o", "s", "^", "D", "v", "p", "<", ">")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (1.2, 1.4)))
 SUFFIXES = (".png", ".svg", ".pdf")
 
-_WIDTH, NARROW, _HEIGHT = 7.6, 5.4, 4.5  # inches of one panel
+_WIDTH, _NARROW, _HEIGHT = 7.6, 5.4, 4.5  # inches of one panel
 LABEL_STEP, TICK_STEP = 0.185, 0.53  # inches between two end labels, two ticks
 _STYLE: Any = {
     "font.family": "DejaVu Sans",
@@ -84,7 +84,7 @@ def svg(stored: Sequence[StoredResult]) -> str | None:
         found = _drawable(stored)
     except UserError:
         return None
-    drawn = rendered("svg", lambda: figure(found, width=NARROW, headed=False), clear=True)
+    drawn = rendered("svg", lambda: figure(found, width=_NARROW, headed=False), clear=True)
     content = drawn.decode()
     return content[content.index("<svg") :]
 

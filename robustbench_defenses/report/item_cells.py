@@ -63,22 +63,31 @@ def _other(name: str, label: str) -> str:
 
 
 def _heads(found: Grid) -> list[list[dict[str, Any]]]:
-    """The heads of columns by level; `column`: what a tap on the head sorts by."""
+    """The heads of columns by level; `column`: what a tap on the head sorts by.
+
+    A column without a head of its own (`clean`) carries the one above it.
+    """
     lowest = len(found.column_names) - 1
-    return [
-        [
-            {"text": name, "span": count, "column": at + 1 if level == lowest else None}
-            for at, count, name in found.spans(level)
-        ]
-        for level in range(len(found.column_names))
-    ]
+    levels = []
+    for level in range(lowest + 1):
+        heads: list[dict[str, Any]] = []
+        for at, count, name in found.spans(level):
+            below = [head[lowest] for head in found.columns[at : at + count]]
+            if level == lowest:
+                own = name or next(filter(None, reversed(found.columns[at])), "")
+            else:
+                own = name if any(below) else ""
+            heads.append(
+                {"text": own, "span": count, "column": at + 1 if level == lowest else None}
+            )
+        levels.append(heads)
+    return levels
 
 
 def _cell(cell: ItemCell, link: Link, popovers: Popovers, number: int) -> dict[str, Any]:
     ours, printed, difference = item_grid.parts(cell)
-    under = f"{printed}  {difference}" if difference else printed
-    if not under and cell.elsewhere is not None:
-        under = f"{cell.source or 'elsewhere'}: {item_grid.value(cell.elsewhere, cell.unit)}"
+    if not printed and cell.elsewhere is not None:
+        printed = f"{cell.source or 'elsewhere'}: {item_grid.value(cell.elsewhere, cell.unit)}"
     if cell.ours is None and cell.status in ("cited", "failed"):
         ours = cell.status
     flagged = [] if cell.ours is None else cell.ours.flagged
@@ -88,7 +97,8 @@ def _cell(cell: ItemCell, link: Link, popovers: Popovers, number: int) -> dict[s
     files = () if cell.ours is None else cell.ours.results
     return {
         "ours": ours,
-        "under": under,
+        "printed": printed,
+        "difference": difference.replace("-", "\N{MINUS SIGN}"),
         "kind": " ".join(filter(None, kinds)),
         "order": None if cell.ours is None else cell.ours.value,
         "title": _title(cell),

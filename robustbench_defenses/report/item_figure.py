@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-HEIGHT = 3.5  # inches of one panel
+WIDTH, HEIGHT = 4.6, 3.2  # inches of one panel
 WIDE = 32.0  # a range of this factor or more gets a logarithmic axis
 TRACK = "point"  # key that numbers the places of a track; no curve of its own
 
@@ -240,19 +240,19 @@ def figure(found: list[CurvePanel], heading: str | None = None) -> Figure:
     heights = [max(HEIGHT, 1.0 + curve.LABEL_STEP * len(one.series)) + upper for one in found]
     head = 0.0 if heading is None else 0.35
     total = sum(heights) + head
-    drawing = Figure(figsize=(curve.NARROW, total))
+    drawing = Figure(figsize=(WIDTH, total))
     FigureCanvasAgg(drawing)
     top = total - head
     for panel, height in zip(found, heights):
         top -= height
-        box = (0.62 / curve.NARROW, (top + 0.58) / total, 0.5, (height - upper - 0.58) / total)
+        box = (0.62 / WIDTH, (top + 0.58) / total, 0.5, (height - upper - 0.58) / total)
         axes = drawing.add_axes(box)
         _draw(axes, panel)
         if heading is not None:
             axes.set_title(panel.name, loc="left", fontsize=10.5, pad=16)
     if heading is not None:
         drawing.text(
-            0.2 / curve.NARROW, 1 - 0.1 / total, heading, fontsize=12, fontweight="bold", va="top"
+            0.2 / WIDTH, 1 - 0.1 / total, heading, fontsize=12, fontweight="bold", va="top"
         )
     return drawing
 

@@ -14,7 +14,7 @@ from ..core.files import write_json, write_text
 from ..evaluation import metrics, store
 from ..evaluation.schema import Diagnostic, Environment, Result
 from ..report import item as items
-from ..report import item_formats, item_grid
+from ..report import item_formats, item_grid, item_page
 from ..report.item import Agreement, ColumnAgreement, Item, ItemCell, ItemRun, Key, Measured
 from ..training.runs import RunInfo, read_info, runs_folder
 from .claims import judge
@@ -106,12 +106,20 @@ def build(
 
 
 def save(item: Item, results_dir: Path) -> Path:
-    """Write result.json of an item and its tables beside it; returns the folder."""
+    """Write result.json of an item, its tables and its page beside it; returns the folder."""
     folder = items.folder(results_dir, item.id, item.preset)
     write_json(folder / "result.json", item.document())
     for name, form in item_formats.FILES.items():
         write_text(folder / name, item_formats.FORMATS[form](item))
+    item_page.write_item(item, results_dir)
     return folder
+
+
+def save_papers(made: Sequence[Item], results_dir: Path) -> list[Path]:
+    """Write the page of every paper of which items were made; returns the pages."""
+    papers = dict.fromkeys((item.paper, item.preset) for item in made)
+    pages = [item_page.write_paper(results_dir, paper, preset) for paper, preset in papers]
+    return [page for page in pages if page is not None]
 
 
 def _largest(numbers: Any) -> int:

@@ -11,13 +11,17 @@ from types import MappingProxyType
 class Level:
     """`n` test examples (-1: all), `strong_n` for `--strong`, whose AutoAttack has the parameters
     `strong`; `collapse`: every data set becomes this one, on its default networks; `two_points`:
-    sweeps without printed numbers keep their first and their middle point."""
+    sweeps without printed numbers keep their first and their middle point; `attacks`: parameters
+    that replace those of the recipes, by attack."""
 
     n: int
     strong_n: int
     strong: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     collapse: str | None = None
     two_points: bool = False
+    attacks: Mapping[str, Mapping[str, object]] = field(
+        default_factory=lambda: MappingProxyType({})
+    )
 
 
 LEVELS: dict[str, Level] = {
@@ -27,6 +31,7 @@ LEVELS: dict[str, Level] = {
         strong={"steps": 10, "n_queries": 100},
         collapse="digits",
         two_points=True,
+        attacks={"cw": {"steps": 10, "search_steps": 2}},
     ),
     "quick": Level(n=1000, strong_n=200),
     "short": Level(n=-1, strong_n=1000),

@@ -207,7 +207,9 @@ def _evaluation(plan: Plan, rules: Rules, cell: Cell, dataset: str, seed: int) -
         eps = cell.keys.get("eps")
         asked = Asked(
             attack=rules.attack.name,
-            settings=frozen(rules.attack.settings),
+            settings=frozen(
+                {**rules.attack.settings, **plan.level.attacks.get(rules.attack.name, {})}
+            ),
             eps=None if eps is None else float(eps),
             n=plan.level.n,
         )

@@ -1,4 +1,4 @@
-"""Strength beside foolbox: equal networks, images, budgets and steps."""
+"""Strength beside foolbox, at equal networks, images, budgets and steps, and in bf16."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robustbench_defenses.core.norms import distance
 from robustbench_defenses.engine.craft import craft
 from tests.attacks import nets
 from tests.engine import oracles
@@ -111,3 +112,82 @@ def test_images_transfer_as_often_as_foolboxes(norm: str, kind: str) -> None:
     theirs = surviving(other, images, points, labels)
     assert ours == pytest.approx(theirs, abs=0.01)
     assert theirs < surviving(other, images, images, labels) - 0.1
+
+
+def nearest_to_the_boundary(net: nn.Module, count: int) -> tuple[Tensor, Tensor]:
+    """The digits whose two largest logits are closest, labelled as predicted."""
+    images = torch.cat([nets.digits("test")[0], nets.digits("train")[0]])
+    with torch.no_grad():
+        top = net(images).topk(2, dim=1).values
+    near = images[(top[:, 0] - top[:, 1]).argsort()[:count]]
+    return near, oracles.predicted(net, near)
+
+
+@pytest.mark.parametrize(
+    ("name", "eps"),
+    [("apgd_ce_linf", 0.02), ("apgd_ce_l2", 0.1), ("apgd_t_linf", 0.02), ("square_linf", 0.03)],
+)
+def test_bf16_breaks_as_many(name: str, eps: float) -> None:
+    """Rescue (APGD) and float32 near the boundary (Square) make up for what bf16 cannot see."""
+    net = nets.trained()
+    images, labels = nearest_to_the_boundary(net, 200)
+    attack = oracles.build(name, targets=3 if name == "apgd_t_linf" else 0, n_queries=300)
+    broken = [
+        int(torch.isfinite(out.distance).sum())
+        for out in (
+            oracles.run(attack, net, images, labels, (eps,), precision=precision, name=name)
+            for precision in ("fp32", "bf16")
+        )
+    ]
+    assert 40 < broken[0] < 180
+    assert broken[1] >= broken[0] - 2
+
+
+@pytest.mark.parametrize(
+    ("name", "training"),
+    [
+        ("ddn", 0.0), ("ddn", 0.1), ("fmn_linf", 0.0), ("fmn_l2", 0.0), ("fmn_l1", 0.0),
+        ("deepfool_l2", 0.0), ("deepfool_linf", 0.0), ("fab_t_linf", 0.0), ("fab_t_l2", 0.0),
+        ("cw", 0.0),
+    ],
+)  # fmt: skip
+def test_bf16_finds_points_as_near(name: str, training: float) -> None:
+    """FAB and DeepFool in bf16 alone end at 1.1 times the distance or fail: they end in float32."""
+    net = nets.trained(eps=training)
+    images = nets.digits("test")[0][:80]
+    labels = oracles.predicted(net, images)
+    few = {"targets": 3, "search_steps": 4, "steps": 60 if name in ("cw", "fab_t_l2") else 100}
+    attack = oracles.build(name, **few)
+    exact, coarse = (
+        oracles.run(attack, net, images, labels, (), precision=precision, name=name).distance
+        for precision in ("fp32", "bf16")
+    )
+    both = torch.isfinite(exact) & torch.isfinite(coarse)
+    assert torch.isfinite(coarse).sum() >= torch.isfinite(exact).sum() >= 72
+    assert (coarse / exact)[both].mean() <= 1.02
+
+
+@pytest.mark.parametrize("training", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("ddn", "DDNAttack"), ("fmn_linf", "LInfFMNAttack"), ("deepfool_l2", "L2DeepFoolAttack")],
+)
+def test_minimum_norms_of_foolbox(name: str, kind: str, training: float) -> None:
+    """Image by image, the mean ratio of distances; found at least as often."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import foolbox
+    net = nets.trained(eps=training)
+    images, labels = nets.digits("test")
+    right = (oracles.predicted(net, images) == labels).nonzero()[:100, 0]
+    images, labels = images[right], labels[right]
+    attack = oracles.build(name, steps=50)
+    found = oracles.run(attack, net, images, labels, (), name=name).distance
+    _, points, success = getattr(foolbox.attacks, kind)(steps=50)(
+        foolbox.PyTorchModel(net, bounds=(0, 1)), images, labels, epsilons=None
+    )
+    net.zero_grad(set_to_none=True)
+    theirs = distance(points.detach(), images, attack.norm).masked_fill(~success, torch.inf)
+    both = torch.isfinite(found) & torch.isfinite(theirs)
+    assert torch.isfinite(found).sum() >= torch.isfinite(theirs).sum() >= 90
+    assert (found / theirs)[both].mean() <= 1.02

@@ -63,7 +63,7 @@ def test_every_item_of_aicr_at_smoke_with_strong(
             assert cell.ours.value <= max(plain) + 15
         for name in (path for cell in item.cells if cell.ours for path in cell.ours.results):
             assert (tmp_path / name).is_file()
-        assert f"{recipe.id}, " in shown.out
+        assert f"{recipe.id} · smoke" in shown.out
 
 
 def test_the_same_again_is_answered_from_the_store(

@@ -261,7 +261,7 @@ def test_the_rest_is_estimated_from_what_was_done() -> None:
     now[0] = 5.0
     overall.update(5, "x")
     # 50 of the declared passes in 5 s; 900 are left for the others.
-    assert log.said[-1] == "x · then about 2 min for 2 more"
+    assert log.said[-1] == "x · then about 2 min"
     overall.finish("y")
     overall.enter(300)  # answered from the store: nothing starts
     overall.enter(600)
@@ -273,7 +273,17 @@ def test_the_rest_is_estimated_from_what_was_done() -> None:
 def test_one_question_is_not_numbered() -> None:
     log = Log()
     overall = Overall(log)
-    overall.expect([10])
+    overall.expect([10], one_subject=True)
     overall.enter(10)
-    overall.start("a", 10)
-    assert log.said == ["a"]
+    overall.start("a on b", 10)
+    assert log.said == ["a on b"]
+
+
+def test_one_subject_is_not_named_each_time() -> None:
+    log = Log()
+    overall = Overall(log)
+    for one_subject, said in ((True, "1 of 2 · a"), (False, "1 of 2 · a on b")):
+        overall.expect([10, 10], one_subject)
+        overall.enter(10)
+        overall.start("a on b", 10)
+        assert log.said.pop() == said

@@ -33,19 +33,19 @@ def child(results: str, defense: str, moment: int) -> int:
         if events == moment:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    rename, step = os.replace, trainer.Trainer._step
+    rename, step = os.replace, trainer.step
 
     def replace(source: str, target: str) -> None:
         event()
         rename(source, target)
         event()
 
-    def counted(self: trainer.Trainer, *arguments: object) -> object:
+    def counted(*arguments: object) -> object:
         event()
-        return step(self, *arguments)  # type: ignore[arg-type]
+        return step(*arguments)  # type: ignore[arg-type]
 
     os.replace = replace  # type: ignore[assignment]
-    trainer.Trainer._step = counted  # type: ignore[method-assign, assignment]
+    trainer.step = counted  # type: ignore[assignment]
     trainer.SAVE_SECONDS = 0.0  # save after every step
     small(Path(results), defense, settings={"projector_width": 16} if defense == "aicr" else {})
     return events
