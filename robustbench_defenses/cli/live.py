@@ -10,9 +10,8 @@ from rich.text import Text
 
 from .console import duration, err
 
-
 # Columns for the note, the times and the blanks between.
-NOTES = 50
+NOTES = 54
 
 
 class LiveProgress:

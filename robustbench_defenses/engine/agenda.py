@@ -107,6 +107,11 @@ class Agenda:
         """Share of all items that ended or became worthless."""
         return self._ended / max(1, self._total)
 
+    @property
+    def total(self) -> int:
+        """Number of all items."""
+        return self._total
+
     def _peek(self, unit: _Unit) -> Item | None:
         while unit.position < len(unit.items):
             item = unit.items[unit.position]
@@ -182,3 +187,8 @@ class Again:
     def share(self) -> float:
         """As the first agenda says: the repeats are few."""
         return self.agenda.share
+
+    @property
+    def total(self) -> int:
+        """As the first agenda says."""
+        return self.agenda.total

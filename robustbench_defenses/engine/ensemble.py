@@ -102,8 +102,18 @@ class EnsembleSearch:
                     total.members = [_nothing(name, total) for name, _ in names]
                 self._merge(total, total.members[turn], part, standing, place)
                 total.members[turn].seconds += time.perf_counter() - begun
-        assert total is not None
-        return total
+        return self._unattacked(names[0][1]) if total is None else total
+
+    def _unattacked(self, member: Attack) -> Outcome:
+        """The outcome where there is no budget to attack at."""
+        search = Search(
+            member, self.twin, self.deployed, self.block, self.subject, self.seed,
+            keep_points=self.keep_points, clean=self._clean,
+        )  # fmt: skip
+        out = search.run()
+        out.queries += len(self._clean)
+        out.cost.forward += len(self._clean) * len(self.block.images)
+        return out
 
     def _standing(self, total: Outcome | None, eps: float) -> Tensor:
         """Positions of the examples that survive `eps` so far."""

@@ -147,6 +147,8 @@ class Search:
         minimum = getattr(self.attack, "minimum", False)
         self._points = 1 if minimum else len(block.grid)
         runs = runs_of(self.attack, logits.shape[1])
+        passes = getattr(self.attack, "passes", None)
+        self._once = 1 if passes is None else max(1, passes(logits.shape[1])[0])
         agenda = Agenda(correct.nonzero()[:, 0].tolist(), self._points, runs, block.sweep)
         current: Agenda | Again = agenda
         running, fine = None, False
@@ -169,9 +171,14 @@ class Search:
                 return
             running = self._step(running, agenda, fine)
             if self.report is not None:
-                self.report(self._fallen(), agenda.share)
+                self.report(self._fallen(), self._share(agenda, running))
             if self.watch is not None:
                 self.watch(partial(snapshot.taken, self, agenda, running, fine))
+
+    def _share(self, agenda: Agenda | Again, running: _Running) -> float:
+        """Share of the work that is done; of rows under way, by the passes declared for a run."""
+        under_way = float((running.age.double() / self._once).clamp_max(1).sum())
+        return min(1.0, agenda.share + under_way / max(1, agenda.total))
 
     def _more(self) -> snapshot.State:
         """What a snapshot of this kind of search holds besides."""

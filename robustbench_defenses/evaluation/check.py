@@ -101,7 +101,7 @@ def check(
                     result.subject.id,
                     [result.attack.name],
                     dataset=result.dataset.name,
-                    eps=[point.eps for point in result.curve],
+                    eps=[point.eps for point in result.curve] or None,
                     n=-1 if result.dataset.subset == "correct" else result.n,
                     settings={"": dict(result.attack.parameters)},
                     sweep=result.sweep,

@@ -27,7 +27,7 @@ class Overall:
         self._total, self._begun = 0, 0.0
 
     def expect(self, works: Sequence[float], one_subject: bool = False) -> None:
-        """The declared passes of all questions, in order; one subject need not be named each time."""
+        """The declared passes of all questions; one subject need not be named each time."""
         self._left, self._count, self._at = list(works), len(works), 0
         self._short = one_subject and self._count > 1
 

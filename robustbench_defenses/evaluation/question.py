@@ -14,7 +14,7 @@ from . import backends
 
 Sweep = Literal["envelope", "independent", "clipped"]
 SWEEPS: tuple[str, ...] = get_args(Sweep)
-_PROTOCOL = ("norm", "restarts", "start", "ask", "tell", "finished", "last")
+_PROTOCOL = ("norm", "restarts", "start", "ask", "tell", "finished", "last", "passes")
 _SUFFIXES = ("_linf", "_l2", "_l1", "_l0")
 
 

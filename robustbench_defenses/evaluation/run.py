@@ -187,6 +187,8 @@ def _one_step(subject: Subject, asked: Asked, how: Settings) -> Record | None:
     question, examples = asked.question, asked.examples
     if question.name.startswith("fgsm") or question.norm not in ("linf", "l2"):
         return None
+    if not question.grid:
+        return None
     for sweep in ("envelope", "independent"):
         twin = asking.ask(
             "fgsm", examples.info, norm=question.norm, eps=question.grid, sweep=sweep,
