@@ -119,7 +119,7 @@ class State:
 class BrendelBethge:
     norm: Literal["linf", "l2", "l1"] = "linf"
     steps: int = 1000
-    lr: float = 0.001
+    lr: float = 0.02
     lr_num_decay: int = 20
     momentum: float = 0.8
     overshoot: float = 1.1

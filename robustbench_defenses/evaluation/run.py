@@ -185,9 +185,8 @@ def check_source(source: Subject, target: Subject, sweep: str, backend: str) -> 
 def _one_step(subject: Subject, asked: Asked, how: Settings) -> Record | None:
     """The record of a stored default fgsm on the same examples and budgets, if there is one."""
     question, examples = asked.question, asked.examples
-    if question.name.startswith("fgsm") or question.norm not in ("linf", "l2"):
-        return None
-    if not question.grid:
+    known = question.norm in ("linf", "l2") and bool(question.grid)
+    if question.name.startswith("fgsm") or not known:
         return None
     for sweep in ("envelope", "independent"):
         twin = asking.ask(

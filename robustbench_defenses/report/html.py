@@ -216,7 +216,7 @@ def _believed(panel: Panel) -> str:
     names = list(dict.fromkeys(d.name for d in every if d.fired and d.severity != "info"))
     ran = sum(d.skipped is None for d in every)
     if names:
-        return f"Against these numbers speaks: {', '.join(names)}; read them as upper bounds."
+        return f"Diagnostics speak against these numbers ({', '.join(names)}): read them as upper bounds."
     return f"No diagnostic of {ran} speaks against it." if ran else "No diagnostics ran."
 
 

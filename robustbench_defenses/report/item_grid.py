@@ -17,6 +17,7 @@ BUDGETS = (
     "train_eps",
     "step_size",
 )  # keys in pixel units, printed as k/255 on colour images
+SPARSE = 0.7  # a grid is parted where the parts need less than this share of its places
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,13 @@ class Grid:
     def blocks(self) -> list[Grid]:
         """The grid, or one for each first head of rows where these share few columns, as panels
         over different budgets do."""
-        if not self.cells or 2 * len(self.cells) >= len(self.rows) * len(self.columns):
-            return [self]
         firsts = list(dict.fromkeys(head[0] for head in self.rows)) if self.row_names else []
         found = [
             self.part([at for at, head in enumerate(self.rows) if head[0] == first])
             for first in firsts
         ]
-        return found if sum(len(one.columns) for one in found) < 2 * len(self.columns) else [self]
+        parted = sum(len(one.rows) * len(one.columns) for one in found)
+        return found if parted <= SPARSE * len(self.rows) * len(self.columns) else [self]
 
     def part(self, rows: Sequence[int], columns: Sequence[int] | None = None) -> Grid:
         """Some rows, and some columns: by default those that the rows fill."""
@@ -362,7 +362,7 @@ def schedule(item: Item) -> list[str]:
     common = [one for one in runs[0] if all(one in other for other in runs)]
     shown = common[:3]
     rest = len({one for run in runs for one in run}) - len(shown)
-    more = [f"{rest} more deviations from the paper's schedule"] if rest else []
+    more = [f"{rest} more deviation{'s' * (rest != 1)} from the paper's schedule"] if rest else []
     return [f"{item.preset}: {listed([*shown, *more])}"]
 
 

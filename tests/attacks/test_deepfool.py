@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from robustbench_defenses.attacks.deepfool import BISECTIONS, DeepFool, State
 from robustbench_defenses.core.norms import distance
 from robustbench_defenses.engine.craft import craft
-from robustbench_defenses.engine.protocol import Rows
+from robustbench_defenses.engine.protocol import Answer, Rows
 from robustbench_defenses.engine.twin import Twin
 from tests.attacks import nets
-from tests.engine import oracles
+from tests.engine import builders, oracles
 
 REFERENCE = {
     "l2": foolbox.attacks.L2DeepFoolAttack,
@@ -64,7 +64,7 @@ def test_refine_ends_at_the_boundary(norm: str) -> None:
 @pytest.mark.parametrize("norm", NORMS)
 def test_equals_foolbox_image_by_image(norm: str) -> None:
     model, images, labels = correct(60)
-    attack = DeepFool(norm=norm, refine=False)
+    attack = DeepFool(norm=norm, refine=False, sum_steps=True)
     ours = oracles.run(attack, model, images, labels, ()).distance
     _, points, success = REFERENCE[norm]()(
         foolbox.PyTorchModel(model, bounds=(0, 1)), images, labels, epsilons=None
@@ -116,6 +116,40 @@ def test_goes_on_where_the_verdict_refuses() -> None:
     assert (found.distance <= exact * 1.06).all()
     # Clean, start, the false success, the same point in float32, the true success.
     assert (found.queries == 5).sum() >= 6
+
+
+def test_points_and_not_sums_are_clipped() -> None:
+    """A pixel that the box stops does not go on outside: less is to be undone, more is found."""
+    rows = builders.rows(torch.full((1, 1, 1, 2), 0.9), torch.zeros(1).long(), float("inf"))
+    rows = replace(rows, rivals=torch.tensor([[1]]))
+    up, down = torch.tensor([[[[[3.0, 4.0]]]]]), torch.tensor([[[[[-3.0, 0.0]]]]])
+    ends = []
+    for summed in (False, True):
+        attack = DeepFool(overshoot=0.0, sum_steps=summed)
+        state = attack.start(rows)
+        for slopes in (up, down):  # five long, then one long: (0.6, 0.8), (-0.2, 0)
+            gap = 1.0 * float(slopes.norm()) - 1e-4 * float(slopes.norm())
+            gap *= 1.0 if slopes is up else 0.2
+            logits = torch.tensor([[gap, 0.0]])
+            state = attack.tell(state, rows, Answer(logits, class_gradients=slopes))
+        ends.append(state.points.flatten().tolist())
+    assert ends[0] == pytest.approx([0.8, 1.0], abs=1e-3)
+    assert ends[1] == pytest.approx([1.0, 1.0], abs=1e-3)
+
+
+def test_robust_networks_are_crossed() -> None:
+    """Adversarially trained: not less often than by the authors' sums, and not farther away."""
+    images, labels = nets.digits("test")
+    model = nets.trained(eps=0.2)
+    right = (oracles.predicted(model, images) == labels).nonzero()[:80, 0]
+    images, labels = images[right], labels[right]
+    ours, summed = (
+        oracles.run(DeepFool(sum_steps=sums), model, images, labels, ()).distance
+        for sums in (False, True)
+    )
+    assert torch.isfinite(ours).sum() >= max(76, int(torch.isfinite(summed).sum()))
+    both = torch.isfinite(ours) & torch.isfinite(summed)
+    assert (ours / summed)[both].mean() <= 1.0
 
 
 def test_targeted_steps_reach_the_target() -> None:

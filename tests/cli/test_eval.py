@@ -145,6 +145,30 @@ def test_minimum_norm_attacks_are_scored_against_each_other(
     assert len(document(capsys)) == 1
 
 
+def test_minimum_norm_attacks_need_no_eps(
+    ask: Ask, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Even where the data set has no published grid."""
+    np.savez(results.parent / "set.npz", **subjects.images(40))  # type: ignore[arg-type]
+    few = ["--attack", "ddn", "--set", "steps=10", "--dataset", "npz:set.npz"]
+    assert ask(*few, "--json") == 0
+    (one,) = document(capsys)
+    assert one["curve"] == []
+    assert one["auc"] is None
+    assert one["unbounded_accuracy"] is not None
+    assert ask(*few) == 0
+    assert "any" in capsys.readouterr().out
+
+
+def test_an_ensemble_at_no_budget_is_the_clean_accuracy(
+    ask: Ask, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ask("--attack", "autoattack", "--eps", "0", "--json") == 0
+    (one,) = document(capsys)
+    assert one["curve"][0]["robust_accuracy"] == one["clean_accuracy"]
+    assert one["cost"]["forward_passes"] == 40
+
+
 def test_an_ensemble_shows_its_members(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None:
     few = ["--attack", "autoattack", "--set", "steps=4", "--set", "n_queries=20"]
     for eps in ("0.1", "0.1,0.2"):

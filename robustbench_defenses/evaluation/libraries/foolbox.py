@@ -126,7 +126,10 @@ def _deepfool(attack: Any, targeted: bool, classes: int) -> Call:
     if targeted:
         raise UserError("foolbox's DeepFool takes no target class")
     names = ("steps", "candidates", "overshoot")
-    remark = "does not bisect to the boundary (refine)" if attack.refine else ""
+    differs = ["does not bisect to the boundary (refine)"] if attack.refine else []
+    if not attack.sum_steps:
+        differs.append("sums the steps outside the box (sum_steps)")
+    remark = "; ".join(differs)
     return _foolbox(
         f"{_PREFIX[attack.norm]}DeepFoolAttack",
         {name: getattr(attack, name) for name in names},
@@ -144,6 +147,8 @@ def _cw(attack: Any, targeted: bool, classes: int) -> Call:
         "abort_early": attack.abort_early,
     }
     remark = "a batch stops as one"
+    if attack.warm_start or attack.final_rate < 1:
+        remark += "; each round starts at the image, and its rate does not fall"
     if attack.form != "tanh":
         remark += "; has the tanh form alone, in which pixels at 0 and 1 hardly move"
     return _foolbox("L2CarliniWagnerAttack", named, remark)
