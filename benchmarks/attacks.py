@@ -68,7 +68,7 @@ def main() -> None:
     )
     document: dict[str, Any] = {
         "schema": "rrd.benchmark/1",
-        "command": shlex.join(["python", "benchmarks/attacks.py", *sys.argv[1:]]),
+        "command": _command(args),
         "network": args.network,
         "dataset": attacked.dataset,
         "clean_accuracy": float(
@@ -169,6 +169,12 @@ def _memory(place: int, result: dict[str, Any]) -> dict[str, Any]:
     """Peak memory of ours and of every peer of a finished task."""
     arguments = [*sys.argv, "--child-question", str(place)]
     return memory.peaks(arguments, ["ours", *result["peers"]])
+
+
+def _command(args: argparse.Namespace) -> str:
+    """The command as one would type it, without the place of its answer."""
+    words = [word for word in sys.argv[1:] if word not in ("--json", str(args.json))]
+    return shlex.join(["python", "benchmarks/attacks.py", *words])
 
 
 def _machine() -> dict[str, Any]:

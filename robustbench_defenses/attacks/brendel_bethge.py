@@ -92,6 +92,7 @@ CARD = {
             "help": "points of the grid from the image to the misclassified one",
             "papers": {"foolbox": 1000},
         },
+        "restarts": {"unit": "runs", "min": 1, "help": "independent runs, each from its own noise"},
     },
 }
 
@@ -126,10 +127,10 @@ class BrendelBethge:
     init: Literal["noise", "images"] = "noise"
     init_draws: int = 1000
     init_blends: int = 50
+    restarts: int = 1
 
     minimum: ClassVar[bool] = True
     donors: ClassVar[bool] = True
-    restarts: ClassVar[int] = 1
 
     def start(self, rows: Rows) -> State:
         """Fresh rows at their images: a gradient that is zero there is worth a warning."""

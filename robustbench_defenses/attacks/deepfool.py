@@ -6,8 +6,8 @@ x_0 = x;  while argmax Z(x_i) = y, at most `steps` times:   (Moosavi-Dezfooli et
     s_i = (|f_l| / ||w_l||_q + 1e-4) * d,   d = w_l / ||w_l||_2 (L2) or sign(w_l) (Linf)
     x_{i+1} = clip(x_i + (1 + overshoot) s_i, 0, 1)
 
-The authors clip x + (1 + overshoot) (s_0 + ... + s_i) instead (`sum_steps`): there what the box cuts
-off adds up unseen, and on an adversarially trained network a fifth of the images never broke in L2.
+The authors clip x + (1 + overshoot) (s_0 + ... + s_i) instead (`sum_steps`): what the box cuts off
+adds up there, and on an adversarially trained network a fifth of the images never broke in L2.
 Targeted rows step towards the boundary between the target and the class that leads. With `refine`
 the segment from the image to the adversarial point is bisected afterwards.
 """

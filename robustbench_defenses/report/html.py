@@ -216,7 +216,8 @@ def _believed(panel: Panel) -> str:
     names = list(dict.fromkeys(d.name for d in every if d.fired and d.severity != "info"))
     ran = sum(d.skipped is None for d in every)
     if names:
-        return f"Diagnostics speak against these numbers ({', '.join(names)}): read them as upper bounds."
+        concerned = ", ".join(names)
+        return f"Diagnostics speak against these numbers ({concerned}): read them as upper bounds."
     return f"No diagnostic of {ran} speaks against it." if ran else "No diagnostics ran."
 
 

@@ -301,6 +301,8 @@ def _draw_series(axes: Axes, one: Series, pairs: bool) -> curve.End:
     shade = curve.INK if thick else curve.PALETTE[at % len(curve.PALETTE)]
     marker = None if thick else curve.MARKERS[at % len(curve.MARKERS)]
     ours, marks = one.ours(), one.marks()
+    if thick and len(ours) == 1:
+        marker = "o"  # a line of one point would not be seen
     style: dict[str, Any] = {"color": shade, "clip_on": False, "marker": marker}
     if ours:
         xs = [point.x for point in ours]

@@ -142,12 +142,12 @@ def _notices(found: Sequence[Item]) -> list[str]:
             places = used.setdefault(stand_in, [])
             places += [asked] if asked not in places else []
     lines = [
-        f"{stand_in} stands in for {item_grid.listed(asked)}: these are not the paper's data, "
-        "and the differences say nothing about the paper."
+        f"{stand_in} stands in for {item_grid.listed(asked)}: such cells are not on the paper's "
+        "data, and their differences say nothing about the paper."
         for stand_in, asked in used.items()
     ]
     failed = sum(c.status == "failed" and c.ours is None for item in found for c in item.cells)
-    return lines + ([f"{failed} cells failed and are empty."] if failed else [])
+    return lines + ([f"Cells that failed and are empty: {failed}."] if failed else [])
 
 
 def _section(item: Item, number: int, results_dir: Path, folder: Path) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def _section(item: Item, number: int, results_dir: Path, folder: Path) -> dict[s
     shaded = any(cell.difference is not None for cell in item.cells)
     return {
         "anchor": item.id.partition("/")[2],
-        "name": item_grid.title(item).capitalize(),
+        "name": item_grid.title(item)[:1].upper() + item_grid.title(item)[1:],
         "text": item.title,
         "facts": " · ".join([item.preset, *_size(item), item.environment.date[:10]]),
         "counted": _counted(item),

@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustbench_defenses.attacks.brendel_bethge import BISECTIONS, HALVE, WALK, BrendelBethge, State
+from robustbench_defenses.attacks.brendel_bethge import (
+    BISECTIONS,
+    HALVE,
+    WALK,
+    BrendelBethge,
+    State,
+)
 from robustbench_defenses.core.norms import distance
 from robustbench_defenses.engine.protocol import Answer, Rows
 from tests.attacks import nets

@@ -37,7 +37,16 @@ def test_every_item_of_aicr_at_smoke_with_strong(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = main(
-        ["reproduce", "aicr", "--preset", "smoke", "--strong", "--results", str(tmp_path), "--quiet"]
+        [
+            "reproduce",
+            "aicr",
+            "--preset",
+            "smoke",
+            "--strong",
+            "--results",
+            str(tmp_path),
+            "--quiet",
+        ]
     )
     shown = capsys.readouterr()
     assert code == 0, shown.err

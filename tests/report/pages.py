@@ -79,7 +79,7 @@ const name = element => element.tagName + " " + element.textContent.trim().slice
 const overlaps = [], cut = [];
 const blocks = "h1, h2, h3, h4, p, figure, pre, summary, .scroll, .contents, dt, dd";
 const shown = [...inner.querySelectorAll(blocks)].filter(
-  element => rect(element).height && !element.closest("[popover]"));
+  element => element.checkVisibility() && rect(element).height);
 for (const [at, a] of shown.entries()) for (const b of shown.slice(at + 1)) {
   if (a.contains(b)) continue;
   const x = Math.min(rect(a).right, rect(b).right) - Math.max(rect(a).left, rect(b).left);
