@@ -32,7 +32,7 @@ CARD = {
     "version": 1,
     "source": "Brendel, Rauber and Bethge 2018, section 2",
     "cost": (
-        "1.1 times steps forward passes, and at most init_draws + init_blends + 1 for the start; "
+        "1.1 times steps forward passes, and at most init_draws + init_blends for the start; "
         "no backward pass"
     ),
     "differences": (

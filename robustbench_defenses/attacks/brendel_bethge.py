@@ -38,7 +38,7 @@ CARD = {
         "brendel_bethge_l1": {"set": {"norm": "l1"}, "summary": "Brendel-Bethge for the L1 norm"},
     },
     "cost": (
-        "steps forward and backward passes, and at most init_draws + init_blends + 12 forward "
+        "steps forward and backward passes, and at most init_draws + init_blends + 11 forward "
         "passes and one backward pass for the start"
     ),
     "differences": (

@@ -27,6 +27,7 @@ from ..engine.rows import take
 ROUNDS, INNER = 20, 12
 # The steps are rough by nature: shares of r and g that may be missed.
 SLACK, MISS = 0.05, 0.005
+ROUNDING = 1e-6
 TINY = 1e-12
 
 
@@ -106,7 +107,8 @@ def _along_the_path(problem: Problem, straight: Tensor, amount: Tensor, norm: st
     for _ in range(ROUNDS):
         delta, t, met = _on_plane(problem, form, search.guess, search.t)
         excess = torch.where(met, _length(delta) - problem.radius, torch.inf)
-        fits = excess <= 0
+        # The first guess is often exact: rounding must not decide.
+        fits = excess <= ROUNDING * problem.radius
         result[rows[fits]] = delta[fits]
         search = search.told(fits, t, excess)
         slack = SLACK * problem.radius
@@ -169,7 +171,10 @@ def _on_plane(problem: Problem, form: Form, s: Tensor, t: Tensor) -> tuple[Tenso
         leap = missing.sign() * torch.maximum(t.abs(), problem.radius)
         tried = t + torch.where(flat, leap, missing / slope.clamp_min(TINY))
         middle = torch.where(torch.isfinite(low) & torch.isfinite(high), (low + high) / 2, tried)
-        t = torch.where(met, t, torch.where((tried > low) & (tried < high), tried, middle))
+        # A step back to an end of the bracket goes in circles; rounding must not hide it.
+        close = ROUNDING * torch.maximum(t.abs(), tried.abs())
+        inside = (tried - low > close) & (high - tried > close)
+        t = torch.where(met, t, torch.where(inside, tried, middle))
     return delta, t, met
 
 
@@ -222,7 +227,7 @@ def _l1(problem: Problem, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
 
 def _l1_bracket(problem: Problem, straight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     radius = problem.radius.clamp_min(TINY)
-    count = (problem.away.abs() > 0).sum(1).clamp_min(1)
+    count = (problem.away.abs() > ROUNDING * radius[:, None]).sum(1).clamp_min(1)
     guess = (radius / count.to(radius).sqrt()).log()
     low, high = guess - math.log(1000), (1000 * radius).log()
     return low, high, guess, torch.full_like(low, 0.05)

@@ -150,8 +150,8 @@ def test_start_is_the_first_misclassified_blend(init: str) -> None:
         start = starts.advance(start, rows, wrong, draws=3, blends=10)
         asked += 1
     assert (start.stage == starts.READY).all()
-    # Row 0: three draws (or none), the image, blends at .1 to .5 (mean .675).
-    assert asked == (3 if init == "noise" else 0) + 1 + 5
+    # Row 0: three draws, the image, blends at .1 to .5 (mean .675). Row 1: the image, .1 to .6.
+    assert asked == (3 + 1 + 5 if init == "noise" else 1 + 6)
     torch.testing.assert_close(start.points[0], torch.full((1, 8, 8), 0.675).double())
     share = (start.points[1] - images[1]) / (start.far[1] - images[1])
     torch.testing.assert_close(share, share.mean().expand(1, 8, 8))

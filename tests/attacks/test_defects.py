@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import robustbench_defenses as rrd
 from robustbench_defenses.core.errors import UserError
 from robustbench_defenses.core.norms import distance, largest_allowed
+from robustbench_defenses.core.view import Logits
 from robustbench_defenses.engine.craft import craft
 from tests.attacks import nets
 from tests.engine import oracles
@@ -155,6 +156,30 @@ def test_one_hopeless_image_spoils_nothing(name: str) -> None:
     open_ones = torch.isinf(out.distance)
     assert int(open_ones.sum()) == 1
     assert bool(open_ones[int(apart[:7].sum())])
+
+
+UNKNOWN = 10  # a class that no image has
+
+
+def talking(net: nn.Module) -> Logits:
+    """`net` with one more class, which it never answers."""
+    return lambda points: F.pad(net(points), (0, 1), value=-1000.0)
+
+
+@pytest.mark.parametrize("name", ["boundary", "brendel_bethge_linf"])
+def test_one_image_without_a_start_fails_no_other(name: str) -> None:
+    """Neither noise nor any image is what it is to become: 49 results and one that is open."""
+    net, images, labels = digits_setting(60)
+    with torch.no_grad():
+        right = (net(images).argmax(1) == labels).nonzero()[:50, 0]
+    images, labels = images[right], labels[right]
+    target = torch.full_like(labels, -1)
+    target[17] = UNKNOWN
+    attack = oracles.build(name, steps=20, init_draws=30)
+    out = oracles.run(attack, talking(net), images, labels, (), target=target)
+    assert torch.isinf(out.distance).nonzero().tolist() == [[17]]
+    others = oracles.run(attack, net, images[:17], labels[:17], ())
+    torch.testing.assert_close(others.distance, out.distance[:17], rtol=0.05, atol=0)
 
 
 @pytest.mark.parametrize("name", ["bim", "mim_linf", "pgd_linf", "pgd_l2", "pgd_l1", "fgsm_linf"])
@@ -325,3 +350,32 @@ def test_restarts_attack_survivors_only() -> None:
     assert 0 < left < 200
     first = one.cost.backward
     assert five.cost.backward <= first + left * 4 * 10 + 8 * 10  # at most a batch of speculation
+
+
+@pytest.mark.parametrize("name", ["boundary", "brendel_bethge_l2"])
+def test_converged_walks_are_not_asked_again(name: str) -> None:
+    """Examples that end, and those that never start, leave: passes are those of the others."""
+    net, images, labels = digits_setting(30)
+    target = torch.full_like(labels, -1)
+    target[::3] = UNKNOWN
+    attack = oracles.build(name, steps=150, init_draws=20)
+    out = oracles.run(attack, talking(net), images, labels, (), target=target)
+    tried = oracles.predicted(net, images) == labels
+    hopeless = tried & (target == UNKNOWN)
+    assert hopeless.sum() > 5
+    # The clean image, its own gradient (Brendel-Bethge), twenty draws, one image of another class.
+    assert (out.queries[hopeless] <= 1 + 1 + 20 + 1).all()
+    assert (out.queries[tried & ~hopeless] > 150).all()
+    assert (out.queries[~tried] == 1).all()
+    clean_and_claims = len(labels) + out.cost.forward - int(out.queries.sum())
+    assert clean_and_claims < 30 * (1 + 150 * 6 / 10)
+
+
+def test_a_walk_with_tiny_steps_rests() -> None:
+    """One of two walks has converged: only the other one is asked."""
+    model, images = oracles.Linear((1, 4, 4), 2), oracles.middle_images(12, (1, 4, 4))
+    labels = oracles.predicted(model, images)
+    out = oracles.run(oracles.build("boundary", steps=20000), model, images, labels, ())
+    queries = out.queries.sort().values
+    assert queries[-1] < 20000
+    assert queries[0] < queries[-1]

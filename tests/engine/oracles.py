@@ -96,6 +96,12 @@ def build(name: str, **settings: Any) -> Any:
     return entry.create(**{key: value for key, value in settings.items() if key in known})
 
 
+def quick_steps(name: str) -> dict[str, int]:
+    """The number of steps at the quick budget, where the attack's card names one."""
+    quick = (registry.find("attack", name).card.get("budgets") or {}).get("quick", {})
+    return {key: value for key, value in quick.get("set", {}).items() if key == "steps"}
+
+
 def run(
     attack: Any,
     model: Logits,

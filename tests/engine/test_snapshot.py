@@ -134,7 +134,7 @@ def test_rescue_goes_on() -> None:
 
     twin = Twin(coarse, model, autocast=True)
     named = {"twin": twin, "deployed": model}
-    fine, step = 0, 0
+    waiting, fine, step = 0, 0, 0
     whole = make("apgd_ce", **named).run()
     while True:
         step += 1
@@ -142,9 +142,11 @@ def test_rescue_goes_on() -> None:
         if state is None:
             break
         fine += int(state["fine"])
-        if bool(state["fine"]):
+        waiting += len(state["near"]) > 0 and not bool(state["fine"])
+        if len(state["near"]) > 0:
             same(make("apgd_ce", **named, resume=state).run(), whole)
     assert fine > 0
+    assert waiting > 0
 
 
 def test_a_snapshot_of_another_attack_is_refused() -> None:
