@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from robustbench_defenses.attacks.fab_t import FabT, difference, step_to_plane
 from robustbench_defenses.core.norms import distance
+from robustbench_defenses.core.view import Logits
 from robustbench_defenses.engine.protocol import Rows
+from robustbench_defenses.engine.twin import Twin
 from tests.attacks.digits import digits_network
 from tests.engine import oracles
 
@@ -160,20 +162,19 @@ def test_later_targets_find_nearer_points() -> None:
 
 
 def test_the_last_two_fifths_are_asked_in_float32() -> None:
-    attack = FabT(steps=100)
     model, images, labels = digits_network()
     asked: list[int] = []
 
-    class Twin:
-        autocast = True
-
-        def __call__(self, points: Tensor, fine: bool = False) -> Tensor:
+    def told(fine: bool) -> Logits:
+        def call(points: Tensor) -> Tensor:
             asked.append(int(fine))
             logits: Tensor = model(points)
             return logits
 
-    attack = FabT(targets=1)
-    oracles.run(attack, model, images[:2], labels[:2], (), twin=Twin())
+        return call
+
+    twin = Twin(told(False), told(True), autocast=True)
+    oracles.run(FabT(targets=1), model, images[:2], labels[:2], (), twin=twin)
     assert asked == [0] * 60 + [1] * 40
 
 
