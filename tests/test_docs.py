@@ -23,6 +23,7 @@ import runpy
 import shlex
 import shutil
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -131,6 +132,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     place.mkdir()
     monkeypatch.chdir(place)
     monkeypatch.syspath_prepend(str(place))
+    for name in ("plain", "noisy"):  # files of a page, not what another test imported
+        monkeypatch.delitem(sys.modules, name, raising=False)
     return place
 
 

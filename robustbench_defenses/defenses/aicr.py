@@ -32,7 +32,7 @@ from ..core import rng
 from ..core.errors import UserError
 from . import schedules
 from .aicr_centres import Centres, NearestCentre, geometry, key_of, start_at_class_means
-from .aicr_losses import attract, cross_correlation, projector, repulse, variance
+from .aicr_losses import attract, projector, redundancy, repulse
 from .base import (
     Batch,
     Optimiser,
@@ -300,8 +300,8 @@ class AICR:
                 projectors = parts["projectors"]
                 assert isinstance(projectors, nn.ModuleDict)
                 projected = setup.forward(projectors[key_of(name)], features)
-                q = cross_correlation(projected[:size], projected[size:])
-                decorrelation = decorrelation + variance(q, self.off_diagonal)
+                views_of_it = projected[:size], projected[size:]
+                decorrelation = decorrelation + redundancy(*views_of_it, self.off_diagonal)
         terms = {
             "cross_entropy": views * F.cross_entropy(taps["logits"], labels),
             "attract": views * pull,

@@ -39,14 +39,14 @@ def repulse(features: Tensor, centres: Tensor, labels: Tensor, squared: bool) ->
 
 def standardise(values: Tensor) -> Tensor:
     """bn of equation 11: per column mean 0 and (biased) variance 1 over the batch; (B, d)."""
+    if len(values) < 2:
+        raise ValueError("the cross-correlation of a single example is undefined")
     variance_, mean = torch.var_mean(values, dim=0, correction=0)
     return (values - mean) * torch.rsqrt(variance_ + 1e-5)
 
 
 def cross_correlation(clean: Tensor, perturbed: Tensor) -> Tensor:
     """Equation 11 as meant: Q = bn(u)^T bn(u') / B for projections u, u' (B, d); Q is (d, d)."""
-    if len(clean) < 2:
-        raise ValueError("the cross-correlation of a single example is undefined")
     return standardise(clean).T @ standardise(perturbed) / len(clean)
 
 
@@ -56,6 +56,24 @@ def variance(q: Tensor, off_diagonal: float) -> Tensor:
     diagonal = torch.eye(len(q), dtype=torch.bool, device=q.device)
     on = (1 - q.diagonal()).square().sum()
     return on + off_diagonal * q.masked_fill(diagonal, 0.0).square().sum()
+
+
+def redundancy(clean: Tensor, perturbed: Tensor, off_diagonal: float) -> Tensor:
+    """Equations 10 and 11 in one: `variance(cross_correlation(clean, perturbed), off_diagonal)`.
+
+    Wide projections (B, d) never form the (d, d) matrix: the sum of all its squares is
+    sum_{ab} (Z Z^T)_ab (Z' Z'^T)_ab / B^2, which takes B^2 d products instead of B d^2. Q then has
+    rank B at most, so what lies off its diagonal is at least of the order d^2 / B - d, and total
+    minus diagonal keeps its digits.
+    """
+    count, width = clean.shape
+    if width < 2 * count:
+        return variance(cross_correlation(clean, perturbed), off_diagonal)
+    first, second = standardise(clean), standardise(perturbed)
+    diagonal = (first * second).mean(0)
+    total = ((first @ first.T) * (second @ second.T)).sum() / count**2
+    rest = total - diagonal.square().sum()
+    return (1 - diagonal).square().sum() + off_diagonal * rest
 
 
 def projector(width: int, size: int, depth: int) -> nn.Module:

@@ -46,9 +46,10 @@ def table(
 
 
 def _main(item: Item) -> int:
-    """Which of the row keys names the row: the defense, else the last one that is a name."""
-    if "defense" in item.rows:
-        return item.rows.index("defense")
+    """Which of the row keys names the row: defense, attack, else the last one that is a name."""
+    for name in ("defense", "attack"):
+        if name in item.rows:
+            return item.rows.index(name)
     names = [
         at
         for at, name in enumerate(item.rows)

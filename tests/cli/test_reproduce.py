@@ -58,7 +58,7 @@ def test_every_item_of_aicr_at_smoke_with_strong(
         item = items.load(folder / "result.json")
         assert item.agreement.measured == item.agreement.printed
         assert all(cell.ours is not None for cell in item.cells)
-        assert item.stand_ins.get("mnist") == "digits"
+        assert set(item.stand_ins.values()) == {"digits"}
         for cell in item.strong():
             assert cell.ours is not None
             plain = [

@@ -13,6 +13,7 @@ from robustbench_defenses.defenses.aicr_losses import (
     cross_correlation,
     distances,
     projector,
+    redundancy,
     repulse,
     standardise,
     variance,
@@ -73,6 +74,24 @@ def test_equations_10_and_11() -> None:
         return transcription.barlow_equations_10_and_11(u, up, 0.005)
 
     same(ours, literal, numbers(7, 5), numbers(7, 5, seed=1))
+
+
+@pytest.mark.parametrize("width", [5, 13, 14, 40])
+def test_wide_projections_without_their_matrix(width: int) -> None:
+    def ours(u: Tensor, up: Tensor) -> Tensor:
+        return redundancy(u, up, 0.005)
+
+    def literal(u: Tensor, up: Tensor) -> Tensor:
+        return transcription.barlow_equations_10_and_11(u, up, 0.005)
+
+    same(ours, literal, numbers(7, width), numbers(7, width, seed=1))
+
+
+def test_wide_projections_keep_their_digits_in_float32() -> None:
+    u, up = (numbers(256, 1024, seed=seed).detach() for seed in (0, 1))
+    exact = redundancy(u, 0.9 * u + 0.1 * up, 0.005).item()
+    single = redundancy(u.float(), (0.9 * u + 0.1 * up).float(), 0.005).item()
+    assert single == pytest.approx(exact, rel=1e-5)
 
 
 def test_distances_keep_their_digits_far_from_the_origin() -> None:

@@ -104,6 +104,15 @@ def test_strong_attacks_that_find_nothing_more_are_not_mentioned() -> None:
     assert "strong" not in item_page.verdict([items.item(cells)])
 
 
+def test_rows_are_named_by_defense_or_attack(results: Path) -> None:
+    places = [("none", "none"), ("fgsm", "eps=0.1"), ("fgsm", "eps=0.2")]
+    cells = [items.cell({"attack": a, "budget": b, "defense": "nt"}, 1.0) for a, b in places]
+    item = items.item(cells, rows=("attack", "budget"), columns=("defense",))
+    page = item_page.page([item], results, results)
+    heads = re.findall(r'<th scope="row"[^>]*>(.*?)</th>', page)
+    assert heads == ["clean", "fgsm<small>eps=0.1</small>", "fgsm<small>eps=0.2</small>"]
+
+
 def test_claims_runs_notes_and_commands_are_there(results: Path) -> None:
     text = read(item_page.page([items.table()], results, results)).text
     for part in (
