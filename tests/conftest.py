@@ -8,6 +8,12 @@ from pathlib import Path
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def no_terminal_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is printed is as wide as without a terminal, wherever the tests run."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture(scope="session")
 def digits_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A results folder with one finished run: `nt` on digits, a second's training. Not to touch."""

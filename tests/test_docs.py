@@ -276,7 +276,7 @@ def write_weights(path: Path) -> None:
 def test_the_two_set_up_commands() -> None:
     printed = README.read_text(encoding="utf-8").splitlines()
     assert "pip install -c constraints.txt . && rrd quickstart" in printed
-    assert "pip install -c constraints.txt '.[test]' && pytest" in printed
+    assert "pip install -c constraints.txt '.[test]' && pytest -n auto" in printed
 
 
 def test_ci_runs_the_test_command_as_printed() -> None:
@@ -286,7 +286,7 @@ def test_ci_runs_the_test_command_as_printed() -> None:
     found = subprocess.run(
         ["bash", "-c", f'{reader}; printf %s "$tests"'], cwd=ROOT, capture_output=True, text=True
     )
-    assert found.stdout == "pip install -c constraints.txt '.[test]' && pytest"
+    assert found.stdout == "pip install -c constraints.txt '.[test]' && pytest -n auto"
     subprocess.run(["bash", "-n", str(ROOT / ".ci" / "run")], check=True)
     for tool in ("ruff check .", "ruff format --check .", "mypy"):
         assert f'"{tool}"' in script
