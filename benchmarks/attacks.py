@@ -76,7 +76,7 @@ def main() -> None:
         ),
         "threads": here.threads,
         "precision": here.precision,
-        "machine": _machine(),
+        "machine": machine_facts(),
         "versions": {**versions(), **{peer.name: peer.version for peer in present}},
         "commit": git_commit(),
         "tasks": [],
@@ -177,7 +177,7 @@ def _command(args: argparse.Namespace) -> str:
     return shlex.join(["python", "benchmarks/attacks.py", *words])
 
 
-def _machine() -> dict[str, Any]:
+def machine_facts() -> dict[str, Any]:
     """What the seconds depend on."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
