@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from ..evaluation.schema import CurvePoint, Member, Result
 from ..evaluation.store import StoredResult
 from . import curve, table, text
 from .panels import Line, Panel, panels
+from .seeds import Seeds, over_seeds
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -62,6 +64,9 @@ def _section(panel: Panel, number: int, folder: Path | None) -> dict[str, Any]:
     results = [line.result for line in panel.lines]
     unbounded = any(result.unbounded_accuracy is not None for result in results)
     scored = any(line.optimality is not None for line in panel.lines)
+    # What is the same in every row stands in the title and under the table.
+    left_out = {"subject"} if len(panel.subjects) == 1 else set()
+    left_out |= {"n"} if len({result.n for result in results}) == 1 else set()
     heads = ["subject", "attack", "n", "clean"]
     heads += [f"eps {label}" for label in text.eps_labels(grid)]
     heads += ["unbounded"] * unbounded + ["AUC"] + ["optimality"] * scored
@@ -69,6 +74,7 @@ def _section(panel: Panel, number: int, folder: Path | None) -> dict[str, Any]:
     for row, before in zip(rows[1:], rows):
         if row["subject"] != before["subject"]:
             row["kind"] = f"first {row['kind']}".strip()
+    rows += [_over_seeds(group, grid, unbounded, scored) for group in over_seeds(panel)]
     picture = curve.svg(stored)
     return {
         "title": f"{panel.dataset}, {text.NORM_NAMES[panel.norm]}",
@@ -143,6 +149,17 @@ def _member(line: Line, member: Member, grid: list[float], rest: int) -> dict[st
     cells = ["", member.name, "", "", *(text.percent(left.get(eps)) for eps in grid), *[""] * rest]
     shown = [_cell(each) for each in cells]
     own = {"subject": line.subject, "cells": shown, "kind": "member"}
+    return own | {"severity": None, "link": None}
+
+
+def _over_seeds(group: Seeds, grid: list[float], unbounded: bool, scored: bool) -> dict[str, Any]:
+    """The row of several seeds: means, each with half of its interval."""
+    cells = [group.label, group.attack, "", group.spread(lambda line: line.result.clean_accuracy)]
+    cells += [group.spread(functools.partial(table.kept, eps)) for eps in grid]
+    cells += [""] * unbounded + [group.spread(lambda line: line.result.auc, text.decimal)]
+    cells += [""] * scored
+    shown = [_cell(each) for each in cells]
+    own = {"subject": group.label, "cells": shown, "kind": "first worst"}
     return own | {"severity": None, "link": None}
 
 

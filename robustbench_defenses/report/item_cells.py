@@ -21,8 +21,12 @@ def table(
     popovers: Popovers,
     number: int,
 ) -> dict[str, Any]:
+    """The table's context for the template; a row key that never changes is its caption."""
     main = _main(item)
     others = [at for at in range(len(found.row_names)) if at != main]
+    fixed = [at for at in others if len({head[at] for head in found.rows}) == 1]
+    others = [at for at in others if at not in fixed]
+    caption = [_other(found.row_names[at], found.rows[0][at]) for at in fixed]
     rows = []
     for at, head in enumerate(found.rows):
         under = [_other(found.row_names[other], head[other]) for other in others]
@@ -39,9 +43,10 @@ def table(
     shown = any(tau is not None for tau in taus) and not any(c.arm for c in found.cells.values())
     return {
         "corner": " · ".join(found.row_names[at] for at in [main, *others]) if main >= 0 else "",
+        "caption": " · ".join(filter(None, caption)),
         "heads": _heads(found),
         "rows": rows,
-        "taus": ["" if tau is None else f"{tau:.2f}" for tau in taus] if shown else [],
+        "taus": ["" if tau is None else _minus(f"{tau:.2f}") for tau in taus] if shown else [],
     }
 
 
@@ -99,7 +104,7 @@ def _cell(cell: ItemCell, link: Link, popovers: Popovers, number: int) -> dict[s
     return {
         "ours": ours,
         "printed": printed,
-        "difference": difference.replace("-", "\N{MINUS SIGN}"),
+        "difference": _minus(difference),
         "kind": " ".join(filter(None, kinds)),
         "order": None if cell.ours is None else cell.ours.value,
         "title": _title(cell),
@@ -108,6 +113,10 @@ def _cell(cell: ItemCell, link: Link, popovers: Popovers, number: int) -> dict[s
         "said": "; ".join(sentence for _, _, sentence in said),
         "popover": popover,
     }
+
+
+def _minus(number: str) -> str:
+    return number.replace("-", "\N{MINUS SIGN}")
 
 
 def _shade(cell: ItemCell) -> str:

@@ -4,6 +4,7 @@ that stand above and under every table."""
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,11 @@ BUDGETS = (
     "train_eps",
     "step_size",
 )  # keys in pixel units, printed as k/255 on colour images
+# Deviations that decide how far a number can be from the paper's, and how they are told.
+SCHEDULE = {
+    "epochs": "{} epochs instead of {}",
+    "limit_train": "{} training images instead of {}",
+}
 SPARSE = 0.7  # a grid is parted where the parts need less than this share of its places
 
 
@@ -55,15 +61,33 @@ class Grid:
         return found
 
     def blocks(self) -> list[Grid]:
-        """The grid, or one for each first head of rows where these share few columns, as panels
-        over different budgets do."""
-        firsts = list(dict.fromkeys(head[0] for head in self.rows)) if self.row_names else []
-        found = [
+        """The grid, or one for each first head of rows or of columns where these share few
+        columns or rows, as data sets with budgets of their own do."""
+        size = SPARSE * len(self.rows) * len(self.columns)
+        for found in (self._by_rows(), self._by_columns()):
+            if sum(len(one.rows) * len(one.columns) for one in found) <= size:
+                return found
+        return [self]
+
+    def _by_rows(self) -> list[Grid]:
+        firsts = dict.fromkeys(head[0] for head in self.rows) if self.row_names else {}
+        return [
             self.part([at for at, head in enumerate(self.rows) if head[0] == first])
             for first in firsts
-        ]
-        parted = sum(len(one.rows) * len(one.columns) for one in found)
-        return found if parted <= SPARSE * len(self.rows) * len(self.columns) else [self]
+        ] or [self]
+
+    def _by_columns(self) -> list[Grid]:
+        """By the first of several heads; the rows of a part that begin alike stand together."""
+        if len(self.column_names) < 2:
+            return [self]
+        found = []
+        for first in dict.fromkeys(head[0] for head in self.columns):
+            columns = [at for at, head in enumerate(self.columns) if head[0] == first]
+            rows = sorted({row for row, column in self.cells if column in columns})
+            order = list(dict.fromkeys(self.rows[row][:1] for row in rows))
+            rows.sort(key=lambda row: order.index(self.rows[row][:1]))
+            found.append(self.part(rows, columns))
+        return found
 
     def part(self, rows: Sequence[int], columns: Sequence[int] | None = None) -> Grid:
         """Some rows, and some columns: by default those that the rows fill."""
@@ -159,14 +183,20 @@ def _order(found: Iterable[Place], item: Item, printed: Sequence[str]) -> list[P
 
 
 def _with_strong(places: list[Place], strong: Iterable[Place]) -> list[Place]:
-    """`places` and the strong ones, each behind the last place that begins as it does."""
+    """`places` and the strong ones by budget, each behind the last place that begins as it does."""
     result = list(places)
-    for keys in dict.fromkeys(strong):
+    for keys in sorted(dict.fromkeys(strong), key=lambda keys: _amount(keys[-1:])):
         if keys in result:
             continue
         alike = [at for at, known in enumerate(result) if known[:1] == keys[:1] and len(keys) > 1]
         result.insert(alike[-1] + 1 if alike else len(result), keys)
     return result
+
+
+def _amount(last: Place) -> float:
+    """The number in a budget such as `eps=0.1`; 0 where there is none."""
+    found = re.search(r"[-+.\d]+(e[-+]?\d+)?$", str(last[0])) if last else None
+    return float(found[0]) if found else 0.0
 
 
 def _head(keys: Place, names: Sequence[str], layout: Sequence[str]) -> Head:
@@ -355,15 +385,34 @@ def listed(names: Sequence[str]) -> str:
 
 
 def schedule(item: Item) -> list[str]:
-    """How the trainings differ from the paper's, in one line: what all of them have in common."""
-    runs = [run.deviations for run in item.runs]
-    if not any(runs):
-        return []
-    common = [one for one in runs[0] if all(one in other for other in runs)]
-    shown = common[:3]
-    rest = len({one for run in runs for one in run}) - len(shown)
-    more = [f"{rest} more deviation{'s' * (rest != 1)} from the paper's schedule"] if rest else []
-    return [f"{item.preset}: {listed([*shown, *more])}"]
+    """How the trainings differ from the paper's, in one line: epochs and training images, and how
+    many other settings."""
+    values: dict[str, list[tuple[str, str]]] = {}
+    for deviation in (one for run in item.runs for one in run.deviations):
+        name, _, rest = deviation.partition(" ")
+        ours, _, theirs = rest.partition(" instead of ")
+        values.setdefault(name, []).append((ours, theirs))
+    said = []
+    for name, form in SCHEDULE.items():
+        if name in values:
+            ours, theirs = map(_range, zip(*values.pop(name)))
+            everything = name == "limit_train" and theirs == "0"
+            said.append(form.format(ours, "all" if everything else theirs))
+    if values:
+        several = len(values) > 1
+        more = "other " if said else ""
+        said.append(f"{len(values)} {more}setting{'s differ' if several else ' differs'}")
+    return [f"{item.preset}: {', '.join(said)}"] if said else []
+
+
+def _range(values: Iterable[str]) -> str:
+    """`40 to 300` of several numbers, or one value; where they are no numbers, all of them."""
+    found = list(dict.fromkeys(values))
+    try:
+        found = list(dict.fromkeys([min(found, key=float), max(found, key=float)]))
+    except ValueError:
+        return listed(found)
+    return " to ".join(text.count(int(one)) if one.isdigit() else one for one in found)
 
 
 def _faults(item: Item) -> list[str]:

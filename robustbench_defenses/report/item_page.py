@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..core import registry
 from ..core.errors import UserError
 from ..core.files import write_text
 from . import html, item_cells, item_figure, item_grid, text
@@ -27,6 +28,7 @@ def page(
     first = found[0]
     dates = [item.environment.date[:10] for item in found]
     single = len(found) == 1
+    summaries = _summaries()
     parts = [_printed_in(found), first.preset, *_size(first if single else None), max(dates)]
     return html.render(
         "item.html.j2",
@@ -35,7 +37,9 @@ def page(
         verdict=verdict(found),
         notices=[line for line in _notices(found) if line],
         up=None if up is None else {"href": up[0], "text": up[1]},
-        sections=[_section(item, at, results_dir, folder) for at, item in enumerate(found)],
+        sections=[
+            _section(item, at, results_dir, folder, summaries) for at, item in enumerate(found)
+        ],
     )
 
 
@@ -112,11 +116,7 @@ def _strong(found: Sequence[Item]) -> list[str]:
     worst = (0.0, "")
     for item in found:
         for cell in item.strong():
-            alike = [
-                other.ours.value
-                for other in item.headline()
-                if other.ours is not None and _same_subject(other, cell)
-            ]
+            alike = _alike(cell, item)
             if cell.ours is not None and alike and cell.unit in ("percent", "fraction"):
                 scale = 1 if cell.unit == "percent" else 100
                 gap = scale * (min(alike) - cell.ours.value)
@@ -126,12 +126,18 @@ def _strong(found: Sequence[Item]) -> list[str]:
     return [f"strong attacks take up to {worst[0]:.1f} points more than the paper's ({worst[1]})"]
 
 
-def _same_subject(cell: ItemCell, strong: ItemCell) -> bool:
-    """Whether a white-box cell stands at the same place as a strong one."""
-    if cell.keys.get("setting", "white_box") != "white_box":
-        return False
-    names = (set(cell.keys) | set(strong.keys)) - {"attack", "setting"}
-    return all(cell.keys.get(name) == strong.keys.get(name) for name in names)
+def _alike(strong: ItemCell, item: Item) -> list[float]:
+    """Our values at the place of a strong cell: in the white box, else where nothing is measured
+    there under the paper's other settings."""
+    names = set(strong.keys) - {"attack", "setting"}
+    found: dict[bool, list[float]] = {True: [], False: []}
+    for cell in item.headline():
+        own = set(cell.keys) - {"attack", "setting"}
+        if cell.ours is not None and all(
+            cell.keys.get(name) == strong.keys.get(name) for name in names | own
+        ):
+            found[cell.keys.get("setting", "white_box") == "white_box"].append(cell.ours.value)
+    return found[True] or found[False]
 
 
 def _notices(found: Sequence[Item]) -> list[str]:
@@ -150,7 +156,9 @@ def _notices(found: Sequence[Item]) -> list[str]:
     return lines + ([f"Cells that failed and are empty: {failed}."] if failed else [])
 
 
-def _section(item: Item, number: int, results_dir: Path, folder: Path) -> dict[str, Any]:
+def _section(
+    item: Item, number: int, results_dir: Path, folder: Path, summaries: dict[str, str]
+) -> dict[str, Any]:
     link = _linker(results_dir, folder)
     popovers: item_cells.Popovers = {}
     readings = [
@@ -172,6 +180,8 @@ def _section(item: Item, number: int, results_dir: Path, folder: Path) -> dict[s
         "facts": " · ".join([item.preset, *_size(item), item.environment.date[:10]]),
         "counted": _counted(item),
         "verdict": verdict([item]),
+        "schedule": ". ".join(item_grid.schedule(item)),
+        "names": _names(item, summaries),
         "readings": [one for one in readings if one["tables"] or one["figures"]],
         "figcaption": _figcaption(item),
         "key": _key(item),
@@ -234,6 +244,23 @@ def _figcaption(item: Item) -> str:
     if item.axes.get("x", {}).get("source") == "ours":
         parts.append("The paper prints no grid; this one is ours.")
     return " ".join(parts)
+
+
+def _summaries() -> dict[str, str]:
+    """What every registered defense and attack is, by name and alias."""
+    return {
+        name: entry.summary
+        for kind in ("attack", "defense")
+        for entry in registry.scan(kind).entries
+        for name in (entry.name, *entry.aliases)
+    }
+
+
+def _names(item: Item, summaries: dict[str, str]) -> list[tuple[str, str]]:
+    """What the item's defenses and attacks are, as far as they are registered here."""
+    keys = [cell.keys for cell in item.headline()]
+    names = [str(each[key]) for key in ("defense", "attack") for each in keys if key in each]
+    return [(name, summaries[name]) for name in dict.fromkeys(names) if name in summaries]
 
 
 def _key(item: Item) -> str:

@@ -15,6 +15,7 @@ from ..evaluation.schema import CurvePoint, Member, Result
 from ..evaluation.store import StoredResult
 from . import text
 from .panels import Line, Panel, panels
+from .seeds import over_seeds
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -71,9 +72,10 @@ def as_text(stored: Sequence[StoredResult], width: int = WIDTH) -> str:
 def comparison_columns(panel: Panel, width: int = WIDTH) -> list[Column]:
     """Columns subject, attack, clean, points of the curve, AUC, and the deciding attack.
 
-    One subject's ensembles have their members indented below them.
+    One subject's ensembles have their members indented below them; trainings that differ in their
+    seed alone have their mean and its interval in a row at the end.
     """
-    lines = panel.lines
+    lines, seeds = panel.lines, over_seeds(panel)
     members = any(_members(panel, line) for line in lines)
     several = members or len(lines) > len(panel.subjects)
     results = [line.result for line in lines]
@@ -82,12 +84,17 @@ def comparison_columns(panel: Panel, width: int = WIDTH) -> list[Column]:
     labels = [text.shorten(line.subject, LABEL_WIDTH) for line in lines]
     first = [label if at == 0 or labels[at - 1] != label else "" for at, label in enumerate(labels)]
     start = [Column("defense" if named else "subject", first, right=False, keep=True)]
+    start = [_below(start[0], [text.shorten(group.label, LABEL_WIDTH) for group in seeds])]
     if several:
-        start.append(Column("attack", _attacks(lines), right=False, keep=True))
-    start.append(Column("clean", [text.percent(r.clean_accuracy) for r in results], keep=True))
+        names = _attacks([*lines, *(group.lines[0] for group in seeds)])
+        start.append(Column("attack", names, right=False, keep=True))
+    clean = Column("clean", [text.percent(r.clean_accuracy) for r in results], keep=True)
+    start.append(_below(clean, [g.spread(lambda line: line.result.clean_accuracy) for g in seeds]))
     end = _distance_columns(panel)
     if any(result.auc is not None for result in results):
-        end.append(Column("AUC", [_marked(text.decimal(r.auc), r, flagged) for r in results]))
+        areas = Column("AUC", [_marked(text.decimal(r.auc), r, flagged) for r in results])
+        means = [g.spread(lambda line: line.result.auc, text.decimal) for g in seeds]
+        end.append(_below(areas, [_marked(mean, None, flagged) for mean in means]))
     elif flagged:
         end.append(Column("", [_marked("", r, flagged) for r in results]))
     points = _point_columns(panel, several)
@@ -99,6 +106,7 @@ def comparison_columns(panel: Panel, width: int = WIDTH) -> list[Column]:
         end.append(Column("worst case", _attacks(lines), right=False))
     if len({result.n for result in results}) > 1:
         end.append(Column("n", [text.count(result.n) for result in results]))
+    end = [_below(column, [""] * (len(lines) + len(seeds) - len(column.cells))) for column in end]
     if members:
         start = [
             _spread(panel, column, _name if column.head == "attack" else lambda *_: "")
@@ -106,6 +114,10 @@ def comparison_columns(panel: Panel, width: int = WIDTH) -> list[Column]:
         ]
         end = [_spread(panel, column, lambda *_: "") for column in end]
     return [*start, *_thinned(points, [*start, *end], width), *end]
+
+
+def _below(column: Column, cells: list[str]) -> Column:
+    return replace(column, cells=[*column.cells, *cells])
 
 
 def _members(panel: Panel, line: Line) -> list[Member]:
@@ -188,7 +200,7 @@ def _interval(point: CurvePoint) -> str:
 
 
 def _point_columns(panel: Panel, several: bool) -> list[Column]:
-    grid = panel.grid()
+    grid, seeds = panel.grid(), over_seeds(panel)
     labels = text.eps_labels(grid)
     columns = []
     for eps, label in zip(grid, labels):
@@ -196,8 +208,15 @@ def _point_columns(panel: Panel, several: bool) -> list[Column]:
         cells = [text.percent(None if p is None else p.robust_accuracy) for p in points]
         worst = {at for at, line in enumerate(panel.lines) if line.worst}
         column = Column(label, cells, bold=frozenset(worst if several else _clear_best(points)))
-        columns.append(_spread(panel, column, functools.partial(_left, eps)))
+        column = _spread(panel, column, functools.partial(_left, eps))
+        columns.append(_below(column, [g.spread(functools.partial(kept, eps)) for g in seeds]))
     return columns
+
+
+def kept(eps: float, line: Line) -> float | None:
+    """Robust accuracy of a line at `eps`."""
+    point = _at(line.result, eps)
+    return None if point is None else point.robust_accuracy
 
 
 def _left(eps: float, line: Line, member: Member) -> str:
@@ -312,6 +331,8 @@ def feet(panel: Panel, answer: bool = False) -> list[str]:
         lines = [f"{results[0].subject.name} on {where}{subset and f', {subset}'}"]
     else:
         lines = [f"accuracy in % on {where}{_numbers(results)}"]
+        if over_seeds(panel):
+            lines.append("over seeds: mean ± half of Student's 95 % interval")
     random = {
         line.subject: line.result.subject.draws
         for line in panel.lines
