@@ -140,6 +140,11 @@ def chosen_lines(panel: Panel) -> list[Line]:
     return [line for line in lines if line.result.curve]
 
 
+def crowded(panel: Panel) -> bool:
+    """Whether only the worst case gets its band: those of a subject's attacks lie over it."""
+    return len(panel.subjects) == 1 and any(line.worst for line in panel.lines)
+
+
 def _draw_panel(axes: Axes, panel: Panel) -> None:
     ends: list[End] = []
     colour = 0
@@ -148,9 +153,10 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         x, y, low, high = _points(line)
         shade = INK if thick else PALETTE[colour % len(PALETTE)]
         marker = None if thick else MARKERS[colour % len(MARKERS)]
-        dash = DASHES[colour // len(PALETTE) % len(DASHES)]
+        dash = "-" if thick else DASHES[colour // len(PALETTE) % len(DASHES)]
         colour += not thick
-        axes.fill_between(x, low, high, color=shade, alpha=0.14, linewidth=0, zorder=1)
+        if thick or not crowded(panel):
+            axes.fill_between(x, low, high, color=shade, alpha=0.14, linewidth=0, zorder=1)
         axes.plot(
             x,
             y,
@@ -343,7 +349,7 @@ def _head(axes: Axes, panel: Panel, title: str | None) -> None:
     number = "-".join(text.count(size) for size in dict.fromkeys((sizes[0], sizes[-1])))
     where = [f"{panel.dataset}, {text.NORM_NAMES[panel.norm]}"] if single else []
     parts = [*where, listed, f"n = {number}"]
-    parts.append("95 % bands")
+    parts.append("95 % band of the worst case" if crowded(panel) else "95 % bands")
     if any(line.result.auc is not None for line in lines):
         parts.append("AUC at the line's end")
     if any(line.result.flagged for line in lines):

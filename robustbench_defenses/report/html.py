@@ -64,9 +64,6 @@ def _section(panel: Panel, number: int, folder: Path | None) -> dict[str, Any]:
     results = [line.result for line in panel.lines]
     unbounded = any(result.unbounded_accuracy is not None for result in results)
     scored = any(line.optimality is not None for line in panel.lines)
-    # What is the same in every row stands in the title and under the table.
-    left_out = {"subject"} if len(panel.subjects) == 1 else set()
-    left_out |= {"n"} if len({result.n for result in results}) == 1 else set()
     heads = ["subject", "attack", "n", "clean"]
     heads += [f"eps {label}" for label in text.eps_labels(grid)]
     heads += ["unbounded"] * unbounded + ["AUC"] + ["optimality"] * scored
@@ -75,18 +72,31 @@ def _section(panel: Panel, number: int, folder: Path | None) -> dict[str, Any]:
         if row["subject"] != before["subject"]:
             row["kind"] = f"first {row['kind']}".strip()
     rows += [_over_seeds(group, grid, unbounded, scored) for group in over_seeds(panel)]
+    single = len(panel.subjects) == 1
+    # What is the same in every row stands in the title and under the table.
+    same = {"subject"} if single else set()
+    same |= {"n"} if len({result.n for result in results}) == 1 else set()
+    kept = [at for at, head in enumerate(heads) if head not in same]
+    for row in rows:
+        row["cells"] = [row["cells"][at] for at in kept]
     picture = curve.svg(stored)
+    fired = _fired(panel)
+    bands = "Bands are 95 % intervals"
+    if curve.crowded(panel):
+        bands = "The band is the 95 % interval of the worst case"
     return {
         "title": f"{panel.dataset}, {text.NORM_NAMES[panel.norm]}",
         "verdict": _verdict(panel),
         "svg": picture and themed(picture, f"p{number}"),
-        "figcaption": f"Accuracy over eps, {curve.attacks_of(panel)}. Bands are 95 % intervals; "
-        "the number after a name is the area under its curve.",
+        "figcaption": f"Accuracy over eps, {curve.attacks_of(panel)}. {bands}; the number after a "
+        "name is the area under its curve.",
         "caption": table.feet(panel)[0],
-        "heads": heads,
+        "heads": [heads[at] for at in kept],
+        "names": 1 if single else 2,
         "rows": rows,
         "notes": panel.notes,
-        "fired": _fired(panel),
+        "fired": [one for one in fired if one["severity"] != "info"],
+        "told": [one for one in fired if one["severity"] == "info"],
         "checks": _checks(panel),
         "details": [_details(line) for line in panel.lines if not line.worst],
     }
@@ -210,7 +220,7 @@ def _strongest(panel: Panel, worst: Line) -> list[str]:
     alone = [line for line in panel.lines if not line.worst and line.result.curve]
     if not worst.worst or len(alone) < 2:
         return []
-    best = min(alone, key=lambda line: line.last_accuracy)
+    best = min(alone, key=lambda line: (line.last_accuracy, line.result.auc or 0.0))
     return [
         f"The strongest attack alone, {best.attack}, leaves {text.percent(best.last_accuracy)} %."
     ]
@@ -239,9 +249,10 @@ def _believed(panel: Panel) -> str:
 
 
 def _fired(panel: Panel) -> list[dict[str, str]]:
-    return [
+    """What fired: errors first, then warnings, then what is said for information."""
+    found = [
         {
-            "who": f"{line.subject}, {line.attack}",
+            "who": line.attack if len(panel.subjects) == 1 else f"{line.subject}, {line.attack}",
             "name": diagnostic.name,
             "severity": diagnostic.severity,
             "sentence": diagnostic.sentence,
@@ -251,16 +262,19 @@ def _fired(panel: Panel) -> list[dict[str, str]]:
         for diagnostic in line.result.diagnostics
         if diagnostic.fired
     ]
+    return sorted(found, key=lambda one: ("error", "warning", "info").index(one["severity"]))
 
 
 def _checks(panel: Panel) -> str:
     """How many checks ran, fired and were skipped, so that silence is not taken for a pass."""
     every = [d for line in panel.lines if not line.worst for d in line.result.diagnostics]
     skipped = sorted({f"{d.name} ({d.skipped})" for d in every if d.skipped is not None})
-    fired = sum(d.fired for d in every)
+    fired = sum(d.fired and d.severity != "info" for d in every)
     ran = sum(d.skipped is None for d in every)
-    counted = f"{ran} check{'s' * (ran != 1)} ran, {fired} fired." if ran else "No checks ran."
-    return f"{counted} Skipped: {', '.join(skipped)}." if skipped else counted
+    parts = [f"{ran} check{'s' * (ran != 1)} ran, {fired} fired." if ran else "No checks ran."]
+    if skipped:
+        parts.append(f"Skipped: {', '.join(skipped)}.")
+    return " ".join(parts)
 
 
 def _details(line: Line) -> dict[str, Any]:
