@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..core import rng
+from ..core.draws import seeded
 from ..core.errors import UserError
 from ..core.norms import largest_allowed
 from ..core.view import Logits
@@ -96,8 +97,7 @@ class TransferSearch:
     def _at(self, out: Outcome, judge: Judge, chosen: Tensor, place: int, eps: float) -> None:
         """The images of one budget and their verdicts."""
         block = self._part(chosen)
-        classes = int(self.source.deployed(block.images[:1]).shape[1]) if len(chosen) else 0
-        forward, backward = self.attack.passes(classes) if len(chosen) else (0, 0)
+        forward, backward = self.attack.passes(self._classes(block)) if len(chosen) else (0, 0)
         for start in range(0, len(chosen), self.batch_size):
             part = slice(start, start + self.batch_size)
             points = craft(
@@ -123,6 +123,11 @@ class TransferSearch:
             out.cost.forward += forward * len(example)
             out.cost.backward += backward * len(example)
             self._tell(out, (place + (start + len(example)) / len(chosen)) / len(block.grid))
+
+    def _classes(self, block: Block) -> int:
+        """How many classes the source tells apart; a random one draws nothing of the caller's."""
+        with torch.no_grad(), seeded(0, block.images.device):
+            return int(self.source.deployed(block.images[:1]).shape[1])
 
     def _nearest(self, out: Outcome, judge: Judge, chosen: Tensor) -> None:
         """The images of a minimum-norm attack, and their verdicts."""

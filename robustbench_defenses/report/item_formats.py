@@ -79,22 +79,27 @@ def _column_width(found: Grid, at: int) -> int:
 
 
 def _slices(found: Grid, width: int) -> list[Grid]:
-    """Parts of the grid whose columns fit beside the row heads; rows that a part leaves empty
-    are left out of it."""
+    """Parts of the grid whose columns fit beside the row heads, about as many in each; rows that
+    a part leaves empty are left out of it."""
     left = sum(size + 2 for size in _head_widths(found)) + 1
-    ranges: list[list[int]] = [[]]
-    used = left
-    for at in range(len(found.columns)):
-        need = _column_width(found, at) + 2
-        if ranges[-1] and used + need > width + 2:
-            ranges.append([])
-            used = left
-        ranges[-1].append(at)
-        used += need
+    needs = [_column_width(found, at) + 2 for at in range(len(found.columns))]
+    fewest = _ranges(needs, width + 2 - left, len(needs))
+    even = _ranges(needs, width + 2 - left, -(-len(needs) // len(fewest)))
     return [
         found.part(sorted({row for row, column in found.cells if column in columns}), columns)
-        for columns in ranges
+        for columns in (even if len(even) == len(fewest) else fewest)
     ]
+
+
+def _ranges(needs: Sequence[int], room: int, most: int) -> list[list[int]]:
+    """Neighbouring columns together, at most `most`, as far as their `needs` have `room`."""
+    ranges: list[list[int]] = [[]]
+    for at, need in enumerate(needs):
+        used = sum(needs[other] for other in ranges[-1])
+        if ranges[-1] and (used + need > room or len(ranges[-1]) == most):
+            ranges.append([])
+        ranges[-1].append(at)
+    return ranges
 
 
 def _lines(found: Grid) -> list[str]:

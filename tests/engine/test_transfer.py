@@ -108,3 +108,22 @@ def test_nothing_is_attacked_where_the_subject_is_wrong_anyway() -> None:
 def test_an_ensemble_has_no_images_to_transfer() -> None:
     with pytest.raises(UserError, match="has no images to transfer"):
         _search(AutoAttack(), Linear(0), Linear(0), (0.1,)).run()
+
+
+class Noisy(Linear):
+    """Draws from torch's global generator at every question."""
+
+    random = True
+    draws = 2
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images) + 0.01 * torch.randn(len(images), 4)
+
+
+def test_a_random_source_draws_nothing_of_the_callers() -> None:
+    search = _search(PGD(steps=2), Noisy(0), Linear(1), (0.1, 0.2))
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    first = search.run()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(search.run().broken, first.broken)
