@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +12,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..core.errors import UserError
 from ..core.files import write_bytes, write_text
-from . import curve
+from . import curve, text
 from .item import Item, ItemCell, Key
-from .item_grid import is_strong, key_label, title
+from .item_grid import is_strong, key_label, stand_ins, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 WIDTH, HEIGHT = 4.6, 3.2  # inches of one panel
+NOTE_WIDTH, NOTE_STEP = 68, 0.15  # characters of a note's line, inches between two
 WIDE = 32.0  # a range of this factor or more gets a logarithmic axis
 TRACK = "point"  # key that numbers the places of a track; no curve of its own
 
@@ -224,21 +226,36 @@ def plot(item: Item, path: Path) -> list[Path]:
             f"{item.id} has no curves to draw", hint="--plot is for items of kind figure"
         )
     heading = f"{item.paper}, {title(item)}, {item.preset}"
-    content = curve.rendered(path.suffix.lower()[1:], lambda: figure(found, heading))
+    said = notes(item, found)
+    content = curve.rendered(path.suffix.lower()[1:], lambda: figure(found, heading, said))
     write_bytes(path, content)
     data = path.with_suffix(".csv")
     write_text(data, csv(item))
     return [path, data]
 
 
-def figure(found: list[CurvePanel], heading: str | None = None) -> Figure:
-    """All panels, one under the other; with a heading each is named."""
+def notes(item: Item, found: list[CurvePanel]) -> list[str]:
+    """What a picture has to say of itself where no page stands around it, in short lines."""
+    series = [one for panel in found for one in panel.series]
+    said = [f"n = {text.count(item.n)}"] if item.n else []
+    said += ["bands: 95 % intervals"] if not all(panel.pairs for panel in found) else []
+    said += ["hollow marks: printed"] if any(one.marks() for one in series) else []
+    if item.strong_n and any(one.shade is None for one in series):
+        said.append(f"strong: worst case with AutoAttack, n = {text.count(item.strong_n)}")
+    said += ["! a diagnostic fired"] if any(one.flagged for one in series) else []
+    said += [line.partition(":")[0] for line in stand_ins(item)]
+    return textwrap.wrap(" · ".join(said), NOTE_WIDTH)
+
+
+def figure(found: list[CurvePanel], heading: str | None = None, said: Sequence[str] = ()) -> Figure:
+    """All panels, one under the other; with a heading, and lines `said` under it, each is
+    named."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     upper = 0.2 if heading is None else 0.42
     heights = [max(HEIGHT, 1.0 + curve.LABEL_STEP * len(one.series)) + upper for one in found]
-    head = 0.0 if heading is None else 0.35
+    head = 0.0 if heading is None else 0.35 + NOTE_STEP * len(said)
     total = sum(heights) + head
     drawing = Figure(figsize=(WIDTH, total))
     FigureCanvasAgg(drawing)
@@ -254,6 +271,9 @@ def figure(found: list[CurvePanel], heading: str | None = None) -> Figure:
         drawing.text(
             0.2 / WIDTH, 1 - 0.1 / total, heading, fontsize=12, fontweight="bold", va="top"
         )
+        for at, line in enumerate(said):
+            height = 1 - (0.36 + NOTE_STEP * at) / total
+            drawing.text(0.2 / WIDTH, height, line, fontsize=8, color=curve.QUIET, va="top")
     return drawing
 
 

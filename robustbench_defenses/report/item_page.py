@@ -127,17 +127,16 @@ def _strong(found: Sequence[Item]) -> list[str]:
 
 
 def _alike(strong: ItemCell, item: Item) -> list[float]:
-    """Our values at the place of a strong cell: in the white box, else where nothing is measured
-    there under the paper's other settings."""
-    names = set(strong.keys) - {"attack", "setting"}
-    found: dict[bool, list[float]] = {True: [], False: []}
+    """Our values at the place of a strong cell: in the white box, or where the item has no such
+    place under the settings that it has."""
+    found: dict[bool, list[ItemCell]] = {True: [], False: []}
     for cell in item.headline():
-        own = set(cell.keys) - {"attack", "setting"}
-        if cell.ours is not None and all(
-            cell.keys.get(name) == strong.keys.get(name) for name in names | own
+        names = (set(cell.keys) | set(strong.keys)) - {"attack", "setting"}
+        if cell.keys.get("attack") != "none" and all(
+            cell.keys.get(name) == strong.keys.get(name) for name in names
         ):
-            found[cell.keys.get("setting", "white_box") == "white_box"].append(cell.ours.value)
-    return found[True] or found[False]
+            found[cell.keys.get("setting", "white_box") == "white_box"].append(cell)
+    return [cell.ours.value for cell in found[True] or found[False] if cell.ours is not None]
 
 
 def _notices(found: Sequence[Item]) -> list[str]:

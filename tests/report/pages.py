@@ -115,6 +115,7 @@ def in_browser(
         encoding="utf-8",
     )
     options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile"]
+    options += ["--disable-background-networking", "--no-first-run"]
     options += ["--window-size=1400,1000", *(["--force-dark-mode"] if dark else [])]
     done = subprocess.run(
         [BROWSER, *options, "--dump-dom", outer.as_uri()],

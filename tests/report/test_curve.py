@@ -13,37 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 
 from robustbench_defenses.core.errors import UserError
 from robustbench_defenses.evaluation.store import StoredResult
 from robustbench_defenses.report import curve
 from robustbench_defenses.report.panels import panels
 from tests.evaluation import builders
+from tests.report.pictures import collisions
 
 GRID_255 = [0, 0.5 / 255, 1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255]
-
-
-def _collisions(drawing: Figure) -> list[tuple[str, str]]:
-    """Pairs of texts that overlap, and texts that leave the figure (paired with the edge)."""
-    canvas = FigureCanvasAgg(drawing)
-    canvas.draw()
-    written = [
-        text
-        for text in drawing.findobj(Text)
-        if isinstance(text, Text) and text.get_text().strip() and text.get_visible()
-    ]
-    boxes = [(text.get_text(), text.get_window_extent()) for text in written]
-    width, height = canvas.get_width_height()
-    found = [
-        (name, "the edge")
-        for name, box in boxes
-        if box.x0 < 0 or box.y0 < 0 or box.x1 > width or box.y1 > height
-    ]
-    for (one, first), (two, second) in itertools.combinations(boxes, 2):
-        if first.shrunk(0.96, 0.7).overlaps(second.shrunk(0.96, 0.7)):
-            found.append((one, two))
-    return found
 
 
 def _stored(folder: Path, case: str) -> list[StoredResult]:
@@ -76,7 +54,7 @@ def test_no_text_meets_another_or_the_edge(
     tmp_path: Path, case: str, width: float, headed: bool
 ) -> None:
     found = panels(_stored(tmp_path, case))
-    assert _collisions(curve.figure(found, width=width, headed=headed)) == []
+    assert collisions(curve.figure(found, width=width, headed=headed)) == []
 
 
 def test_the_collision_check_can_fail() -> None:
@@ -84,7 +62,7 @@ def test_the_collision_check_can_fail() -> None:
     drawing.text(0.5, 0.5, "one")
     drawing.text(0.51, 0.5, "two")
     drawing.text(0.99, 0.1, "over the edge")
-    assert set(_collisions(drawing)) == {("one", "two"), ("over the edge", "the edge")}
+    assert set(collisions(drawing)) == {("one", "two"), ("over the edge", "the edge")}
 
 
 def test_lines_are_the_stored_numbers(tmp_path: Path) -> None:
@@ -113,6 +91,18 @@ def test_one_subject_shows_its_attacks_and_a_thick_worst_case(tmp_path: Path) ->
     widths = [line.get_linewidth() for line in curve.figure(found).axes[0].lines[:5]]
     assert widths.count(max(widths)) == 1
     assert widths[-1] == max(widths)
+
+
+def test_a_worst_case_is_solid_and_has_the_only_band(tmp_path: Path) -> None:
+    attacks = ("pgd_linf", "fgsm", "square", "mim", "bim", "fab", "apgd_ce")
+    stored = [
+        builders.stored(tmp_path, builders.record(scale=0.2 + 0.01 * at), attack=name)
+        for at, name in enumerate(attacks)
+    ]
+    axes = curve.figure(panels(stored)).axes[0]
+    thick = max(axes.lines, key=lambda line: line.get_linewidth())
+    assert thick.get_linestyle() == "-"  # also behind more attacks than colours
+    assert len(axes.collections) == 1
 
 
 def test_grids_of_255ths_show_both_scales(tmp_path: Path) -> None:

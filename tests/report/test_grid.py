@@ -13,7 +13,7 @@ import torch
 
 from robustbench_defenses.core.errors import UserError
 from robustbench_defenses.report import grid
-from tests.report.test_curve import _collisions
+from tests.report.pictures import collisions
 
 
 def _example(n: int = 3, channels: int = 1, size: int = 8) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def test_wrong_predictions_are_marked_and_only_those() -> None:
 
 @pytest.mark.parametrize("n", [1, 3, 8, 11])
 def test_nothing_overlaps_or_is_cut_off(n: int) -> None:
-    assert _collisions(_figure(**_example(n=n))) == []
+    assert collisions(_figure(**_example(n=n))) == []
 
 
 def test_bad_input_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -120,6 +121,32 @@ def test_the_card_of_one_subject(tmp_path: Path) -> None:
     assert page.count('<tr class="member">') == 2
     for part in ("apgd_ce", "41.2", "square", "39.7", "optimality"):
         assert part in text
+    heads = re.findall(r"<th [^>]*>(.*?)</th>", page)
+    assert heads[:2] == ["attack", "clean"]  # subject and n are the same in every row
+    assert "n = 360" in text
+
+
+def test_what_is_told_for_information_does_not_bury_errors(tmp_path: Path) -> None:
+    found = [
+        builders.diagnostic(severity="info", name="sample size", sentence="up to 9.6 points"),
+        builders.diagnostic(severity="warning", name="late warning"),
+        builders.diagnostic(severity="error", name="loud error"),
+    ]
+    page = html.page([builders.stored(tmp_path, diagnostics=found)])
+    page = page[page.index("<h3>Diagnostics") :]
+    assert page.index("loud error") < page.index("late warning") < page.index("For information")
+    assert page.index("For information") < page.index("up to 9.6 points")
+    assert "3 checks ran, 2 fired." in page
+
+
+def test_of_attacks_that_leave_the_same_the_strongest_has_the_smallest_area(tmp_path: Path) -> None:
+    rows = {name: builders.record(scale=scale) for name, scale in (("fgsm", 0.1), ("pgd", 0.05))}
+    stored = [
+        builders.stored(tmp_path, record, attack=name, grid=[0, 0.05, 0.1, 5.0])
+        for name, record in rows.items()
+    ]
+    assert [entry.result.curve[-1].robust_accuracy for entry in stored] == [0, 0]
+    assert "The strongest attack alone, pgd, leaves 0.0 %" in read(html.page(stored)).text
 
 
 def test_a_card_without_checks_says_so(tmp_path: Path) -> None:

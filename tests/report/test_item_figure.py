@@ -13,6 +13,7 @@ from robustbench_defenses.report import curve, item_figure
 from robustbench_defenses.report.item_figure import CurvePanel
 from tests.evaluation import builders
 from tests.report import items
+from tests.report.pictures import collisions
 
 
 def _names(panel: CurvePanel) -> list[str]:
@@ -149,6 +150,23 @@ def test_pictures_are_the_same_each_time_and_use_the_palette_of_curves() -> None
     assert len(first) == 2
     for shade in (curve.PALETTE[0], curve.PALETTE[1], curve.INK):
         assert shade.lower() in first[0][1].lower()
+
+
+def test_a_picture_of_its_own_says_what_its_marks_are() -> None:
+    one = items.figure(stand_ins={"cifar10": "digits"}, strong_n=200)
+    drawing = item_figure.figure(
+        item_figure.panels(one), "a heading", item_figure.notes(one, item_figure.panels(one))
+    )
+    said = " ".join(text.get_text() for text in drawing.texts)
+    for part in (
+        "n = 1,000",
+        "hollow marks: printed",
+        "strong: worst case with AutoAttack, n = 200",
+        "digits stands in for cifar10",
+    ):
+        assert part in said
+    assert "diagnostic" not in said
+    assert collisions(drawing) == []
 
 
 def test_a_figure_is_written_with_its_data(tmp_path: Path) -> None:

@@ -48,6 +48,13 @@ def test_heads_are_not_repeated_and_columns_that_do_not_fit_follow_below() -> No
     assert sum("white_box" in line for line in wide.splitlines()) == 2
 
 
+def test_parts_below_one_another_hold_about_as_many_columns() -> None:
+    cells = [items.cell({"defense": "nt", "depth": at}, 50.0, printed=40.0) for at in range(4)]
+    item = items.item(cells, rows=("defense",), columns=("depth",))
+    heads = [line for line in item_formats.terminal(item, 80).splitlines() if "depth" in line]
+    assert [line.count("depth") for line in heads] == [2, 2]  # three would fit
+
+
 def test_arms_are_explained() -> None:
     assert "\nreading paper: the losses as printed\n" in item_formats.terminal(items.table())
     assert "reading paper: the losses as printed" in item_formats.markdown(items.table())

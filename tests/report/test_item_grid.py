@@ -66,6 +66,39 @@ def test_strong_rows_close_their_group() -> None:
     assert item_grid.grid(item).rows == [places[0], places[2], places[1]]
 
 
+def test_strong_rows_stand_by_budget() -> None:
+    budgets = ("eps=0.1", "eps=0.2", "eps=0.15")
+    cells = [
+        items.cell({"attack": attack, "budget": budget, "defense": "nt"}, 1.0)
+        for attack in ("fgsm", "strong")
+        for budget in budgets
+    ]
+    item = items.item(cells, rows=("attack", "budget"), columns=("defense",))
+    heads = item_grid.grid(item).rows
+    assert [head[1] for head in heads[:3]] == list(budgets)  # as printed
+    assert [head[1] for head in heads[3:]] == ["eps=0.1", "eps=0.15", "eps=0.2"]
+
+
+def test_data_sets_with_budgets_of_their_own_are_parted_by_column() -> None:
+    places = [("mnist", "fgsm", 0.1), ("mnist", "fgsm", 0.2), ("mnist", "pgd", 0.1)]
+    places += [("mnist", "pgd", 0.2), ("svhn", "fgsm", 0.1), ("svhn", "pgd", 0.1)]
+    places += [("svhn", a, e) for e in (0.01, 0.02, 0.03, 0.04) for a in ("fgsm", "pgd")]
+    cells = [
+        items.cell({"dataset": d, "attack": a, "eps": e, "defense": name}, 1.0)
+        for d, a, e in places
+        for name in ("nt", "afd")
+    ]
+    item = items.item(cells, rows=("attack", "eps"), columns=("dataset", "defense"))
+    mnist, svhn = item_grid.grids(item)
+    assert mnist.columns == [("mnist", "nt"), ("mnist", "afd")]
+    assert [row[0] for row in mnist.rows] == ["fgsm"] * 2 + ["pgd"] * 2
+    assert svhn.columns == [("svhn", "nt"), ("svhn", "afd")]
+    assert [row[0] for row in svhn.rows] == ["fgsm"] * 5 + ["pgd"] * 5  # what begins alike
+    assert len(mnist.cells) + len(svhn.cells) == len(cells)
+    assert all(c.keys["dataset"] == "svhn" for c in svhn.cells.values())
+    assert all(c.keys["attack"] == svhn.rows[row][0] for (row, _), c in svhn.cells.items())
+
+
 def test_figures_are_sorted_by_number_and_by_their_axes() -> None:
     mnist, cifar = item_grid.grids(items.figure())
     assert mnist.columns == [("eps 0",), ("eps 0.1",), ("eps 0.3",)]
@@ -147,7 +180,7 @@ def test_feet_say_what_a_reader_must_know() -> None:
         in (feet)
     )
     assert "digits stands in for cifar10: not the data that the paper used" in feet
-    assert "quick: epochs 6 instead of 100 and 1 more deviation from the paper's schedule" in feet
+    assert "quick: 6 epochs instead of 100, 1 other setting differs" in feet
     assert any("the loss diverged in epoch 3" in line for line in feet)
     assert "1 cell failed: out of memory" in feet
     assert "1 cell cannot be measured here: no svhn" in feet
@@ -171,15 +204,23 @@ def test_the_mean_tau_is_over_columns_that_have_one() -> None:
     assert line.endswith("printed order kept in 1 of 2 columns (Kendall tau 0.50 on average)")
 
 
-def test_deviations_that_not_all_share_are_counted() -> None:
+def test_epochs_and_images_are_told_and_other_deviations_counted() -> None:
     def run(*deviations: str) -> ItemRun:
         return ItemRun(
             id="a", defense="nt", dataset="d", model="m", seed=0, epochs=1, deviations=deviations
         )
 
-    one = items.table(runs=(run("a 1 instead of 2", "b"), run("a 1 instead of 2", "c")))
-    said = "quick: a 1 instead of 2 and 2 more deviations from the paper's schedule"
-    assert item_grid.schedule(one) == [said]
+    runs = (
+        run("epochs 3 instead of 300", "limit_train 2000 instead of 0", "loss a instead of b"),
+        run("epochs 3 instead of 40", "limit_train 2000 instead of 0", "width 8 instead of 32"),
+    )
+    said = "3 epochs instead of 40 to 300, 2,000 training images instead of all"
+    assert item_grid.schedule(items.table(runs=runs)) == [f"quick: {said}, 2 other settings differ"]
+    alone = items.table(runs=(run("limit_train 100 instead of 500"),))
+    assert item_grid.schedule(alone) == ["quick: 100 training images instead of 500"]
+    unread = items.table(runs=(run("limit_train some instead of many", "b"),))
+    said = "quick: some training images instead of many, 1 other setting differs"
+    assert item_grid.schedule(unread) == [said]
     assert item_grid.schedule(items.table(runs=(run(),))) == []
 
 

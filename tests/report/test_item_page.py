@@ -131,6 +131,33 @@ def test_claims_runs_notes_and_commands_are_there(results: Path) -> None:
         assert part in text
 
 
+def test_a_data_set_of_its_own_table_is_its_caption(results: Path) -> None:
+    page = item_page.page([items.figure()], results, results)
+    assert re.findall(r"<caption>(.*?)</caption>", page) == ["mnist", "cifar10"]
+    assert "<small>mnist</small>" not in page
+
+
+def test_names_schedule_and_key_are_explained(results: Path) -> None:
+    page = item_page.page([items.table()], results, results)
+    text = read(page).text
+    assert "Natural training: cross-entropy on clean images" in text
+    assert "quick: 6 epochs instead of 100, 1 other setting differs" in text
+    key = "Ours, under it the printed value and the difference"
+    assert page.index(key) < page.index("<table") < page.index("What the paper says of it")
+    assert page.index("What the paper says of it") < page.index("<h3>Diagnostics</h3>")
+
+
+def test_strong_attacks_are_held_against_transfer_where_nothing_else_is() -> None:
+    cells = [
+        items.cell(items.keys("nt", "fgsm", "black_box"), 60.0),
+        items.cell(items.keys("nt", "strong"), 20.0),
+    ]
+    gap = "strong attacks take up to {} points more than the paper's (nt, mnist)"
+    assert gap.format(40.0) in item_page.verdict([items.item(cells)])
+    white = [items.cell(items.keys("nt", "fgsm"), 30.0), *cells]
+    assert gap.format(10.0) in item_page.verdict([items.item(white)])
+
+
 def test_deviations_are_told_once_for_all_and_once_for_each() -> None:
     assert item_page._deviations(items.table().runs) == [
         ("all", "epochs 6 instead of 100"),
@@ -196,8 +223,7 @@ def test_heads_sort_and_dots_open(results: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium")
-@pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
 def test_the_page_fits_every_screen(width: int, dark: bool, results: Path, tmp_path: Path) -> None:
     page = item_page.page([items.table(), items.figure()], results, results)
     opened = page.replace("<details>", "<details open>")
