@@ -155,7 +155,8 @@ def show_plan(
     width = min(max(len(row[0]) for row in rows), 74)
     for what, state, estimate in rows:
         shown = what if len(what) <= width else what[: width - 1] + "…"
-        screen.print(f" {shown:<{width}}  {state:<12} {estimate:>9}", soft_wrap=True)
+        line = f" {shown:<{width}}  {state:<12} {estimate:>9}"
+        screen.print(line.rstrip(), soft_wrap=True)
     if timed:
         screen.print(
             f" {'at most, from a few timed batches on this machine':<{width}}  {'':<12} "
@@ -211,6 +212,7 @@ def show(
     """The items on stdout: one JSON document, or tables in the paper's shape."""
     from ..report import item as stored
     from ..report.item_formats import terminal
+    from ..report.item_page import PAGE, path_of
     from .console import note, out, print_json
 
     lost = [one for one in outcomes.values() if one.state != "done"]
@@ -223,6 +225,9 @@ def show(
     if quiet:
         return
     for item in items:
-        note(f"page   {stored.folder(results, item.id, item.preset) / 'index.html'}")
+        note(f"page   {stored.folder(results, item.id, item.preset) / PAGE}")
+    for paper, preset in dict.fromkeys((item.id.split("/")[0], item.preset) for item in items):
+        if len(items) > 1:
+            note(f"all    {path_of(results, paper, preset)}")
     if lost:
         note(f"{len(lost)} of {len(outcomes)} jobs did not finish; the same command tries again")

@@ -293,7 +293,7 @@ def few_classes(e: Evidence) -> Finding | Skip:
 def sample_size(e: Evidence) -> Finding | Skip:
     points = metrics.curve(e.record, list(e.grid))
     half = max((point.high - point.low) / 2 for point in points) if points else 0.0
-    return Finding(half, f"with n = {e.n} the 95 % interval reaches +-{100 * half:.1f} points")
+    return Finding(half, f"with n = {e.n} the 95 % interval reaches ±{100 * half:.1f} points")
 
 
 @check(

@@ -4,7 +4,7 @@ greater   every cell that `where` and `left` match lies above (by `by`) its twin
           keys differ only as `right` says
 at_most, at_least   every cell against `value`
 monotone  along the key `along`, rising, values never rise by more than `tolerance` (`order:
-          [rising]`: never fall)
+          [rising]`: never fall), and the last lies below (above) the first by `by` at least
 spread    largest minus smallest value along a key is at most `value`
 order     values fall along a key in the order given
 top       the best `value` (1) places along a key hold only entries of `order`
@@ -133,6 +133,9 @@ def _monotone(check: Check, points: list[Point]) -> list[str] | None:
         for (a, first), (b, second) in itertools.pairwise(line):
             if sign * (second - first) > check.tolerance:
                 faults.append(f"{first:.1f} at {check.along} {a}, {second:.1f} at {b}")
+        (a, first), (b, second) = line[0], line[-1]
+        if sign * (first - second) < check.by:
+            faults.append(f"{first:.1f} at {check.along} {a}, and {second:.1f} still at {b}")
     return faults if groups else None
 
 
@@ -155,8 +158,10 @@ def _order(check: Check, points: list[Point]) -> list[str] | None:
         whole += 1
         known = [value for value in values if value is not None]
         if any(a < b for a, b in itertools.pairwise(known)):
-            shown = ", ".join(f"{n} {v:.1f}" for n, v in zip(check.order, known))
-            faults.append(f"the order is broken: {shown}")
+            shown = ", ".join(
+                f"{v:.1f} at {check.along} {n}" for n, v in zip(check.order, known)
+            )
+            faults.append(f"the values do not fall in this order: {shown}")
     return faults if whole else None
 
 

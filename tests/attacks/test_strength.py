@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from robustbench_defenses.core.norms import distance
 from robustbench_defenses.engine.craft import craft
+from robustbench_defenses.evaluation import metrics
 from tests.attacks import nets
 from tests.engine import oracles
 
@@ -76,20 +77,35 @@ def test_at_least_as_strong_as_foolbox_from_random_starts(norm: str, kind: str) 
     assert robust(f"pgd_{norm}", net, images, labels, eps) <= theirs + 0.005
 
 
-def test_l1_attack_beats_scaled_gradients() -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pgd_l1", "apgd_ce_l1", "apgd_dlr_l1", "apgd_t_l1", "feature_match_l1", "fab_t_l1",
+        "fmn_l1", "brendel_bethge_l1",
+    ],
+)  # fmt: skip
+def test_l1_attacks_beat_scaled_gradients(name: str) -> None:
     """foolbox steps along g / ||g||_1 and rescales instead of projecting onto the L1 ball."""
     images, labels = nets.digits("test")
     net, eps = nets.trained(), EPS["l1"]
     points = foolbox_points("L1PGD", net, images, labels, eps, random_start=False)
     theirs = surviving(net, images, points, labels)
-    assert robust("pgd_l1", net, images, labels, eps) < theirs - 0.1
+    attack = oracles.build(name, steps=STEPS, targets=3)
+    out = oracles.run(attack, net, images, labels, (eps,))
+    assert metrics.robust_accuracy(out.distance.numpy(), eps) < theirs - 0.1
 
 
 @pytest.mark.parametrize("eps", [0.0025, 0.005, 2 / 255])
-def test_tiny_budgets_survive_bf16(eps: float) -> None:
+@pytest.mark.parametrize("colours", [1, 3])
+def test_tiny_budgets_survive_bf16(eps: float, colours: int) -> None:
     """Bright images, where bf16 cannot tell steps of 1/255 apart, nearest to the boundary."""
     images, _ = nets.digits("train")
     net = nets.trained()
+    if colours > 1:
+        grey = nn.Conv2d(3, 1, 1, bias=False)
+        grey.weight.data = torch.tensor([0.3, 0.6, 0.1]).view(1, 3, 1, 1)
+        net = nn.Sequential(grey, net).eval()
+        images = images.expand(-1, 3, -1, -1) * torch.tensor([1.0, 0.8, 0.6]).view(1, 3, 1, 1)
     bright = 0.5 + images / 2
     with torch.no_grad():
         top = net(bright).topk(2, dim=1).values
@@ -125,8 +141,11 @@ def nearest_to_the_boundary(net: nn.Module, count: int) -> tuple[Tensor, Tensor]
 
 @pytest.mark.parametrize(
     ("name", "eps"),
-    [("apgd_ce_linf", 0.02), ("apgd_ce_l2", 0.1), ("apgd_t_linf", 0.02), ("square_linf", 0.03)],
-)
+    [
+        ("apgd_ce_linf", 0.02), ("apgd_ce_l2", 0.1), ("apgd_ce_l1", 0.4), ("apgd_dlr_linf", 0.02),
+        ("apgd_t_linf", 0.02), ("square_linf", 0.03), ("square_l2", 0.2), ("square_l1", 0.8),
+    ],
+)  # fmt: skip
 def test_bf16_breaks_as_many(name: str, eps: float) -> None:
     """Rescue (APGD) and float32 near the boundary (Square) make up for what bf16 cannot see."""
     net = nets.trained()
@@ -147,8 +166,8 @@ def test_bf16_breaks_as_many(name: str, eps: float) -> None:
     ("name", "training"),
     [
         ("ddn", 0.0), ("ddn", 0.1), ("fmn_linf", 0.0), ("fmn_l2", 0.0), ("fmn_l1", 0.0),
-        ("deepfool_l2", 0.0), ("deepfool_linf", 0.0), ("fab_t_linf", 0.0), ("fab_t_l2", 0.0),
-        ("cw", 0.0),
+        ("deepfool_l2", 0.0), ("deepfool_l2", 0.1), ("deepfool_linf", 0.0),
+        ("fab_t_linf", 0.0), ("fab_t_l2", 0.0), ("fab_t_l1", 0.0), ("cw", 0.0),
     ],
 )  # fmt: skip
 def test_bf16_finds_points_as_near(name: str, training: float) -> None:
@@ -156,7 +175,11 @@ def test_bf16_finds_points_as_near(name: str, training: float) -> None:
     net = nets.trained(eps=training)
     images = nets.digits("test")[0][:80]
     labels = oracles.predicted(net, images)
-    few = {"targets": 3, "search_steps": 4, "steps": 60 if name in ("cw", "fab_t_l2") else 100}
+    few = {
+        "targets": 3,
+        "search_steps": 4,
+        "steps": 60 if name in ("cw", "fab_t_l2", "fab_t_l1") else 100,
+    }
     attack = oracles.build(name, **few)
     exact, coarse = (
         oracles.run(attack, net, images, labels, (), precision=precision, name=name).distance
@@ -191,3 +214,21 @@ def test_minimum_norms_of_foolbox(name: str, kind: str, training: float) -> None
     both = torch.isfinite(found) & torch.isfinite(theirs)
     assert torch.isfinite(found).sum() >= torch.isfinite(theirs).sum() >= 90
     assert (found / theirs)[both].mean() <= 1.02
+
+
+@pytest.mark.parametrize("training", [0.0, 0.2])
+def test_cw_comes_as_near_as_ddn(training: float) -> None:
+    """9 x 100 steps break every image, black and white pixels and robust networks included, at the
+    distances of DDN in as many steps."""
+    images, labels = nets.digits("test")
+    net = nets.trained(eps=training)
+    right = (oracles.predicted(net, images) == labels).nonzero()[:60, 0]
+    images, labels = images[right], labels[right]
+    assert ((images == 0) | (images == 1)).float().mean() > 0.3
+    cw, ddn = (
+        oracles.run(attack, net, images, labels, ()).distance
+        for attack in (oracles.build("cw", steps=100), oracles.build("ddn", steps=100))
+    )
+    print(cw.mean() / ddn.mean(), (cw / ddn).mean(), cw.median() / ddn.median())
+    assert torch.isfinite(cw).double().mean() >= 0.99
+    assert (cw / ddn).mean() <= 1.1

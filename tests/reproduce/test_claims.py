@@ -49,6 +49,13 @@ def _along(name: str, values: dict[float, float]) -> list[ItemCell]:
             _along("eps", {0.1: 1, 0.2: 5}),
             True,
         ),
+        ({"kind": "monotone", "along": "eps", "by": 1}, _along("eps", {0.1: 9, 0.2: 9}), False),
+        ({"kind": "monotone", "along": "eps", "by": 1}, _along("eps", {0.1: 9, 0.2: 8}), True),
+        (
+            {"kind": "monotone", "along": "eps", "order": ["rising"], "by": 1},
+            _along("eps", {0.1: 1, 0.2: 1}),
+            False,
+        ),
         ({"kind": "spread", "along": "d", "value": 1}, _by("d", a=1, b=2), True),
         ({"kind": "spread", "along": "d", "value": 1}, _by("d", a=1, b=2.5), False),
         ({"kind": "spread", "along": "d", "value": 1}, _by("d", a=1), None),
