@@ -305,7 +305,7 @@ def heading(item: Item) -> str:
 
 def feet(item: Item) -> list[str]:
     """The lines under the table: agreement, intervals, marks, stand-ins, what is missing."""
-    lines = [agreement(item), *_numbers(item), *_marks(item)]
+    lines = [agreement(item), *_numbers(item), *_fewer(item), *_marks(item)]
     if item.strong_n:
         lines.append(
             "strong: worst case per image over all of the paper's attacks and AutoAttack, "
@@ -313,6 +313,17 @@ def feet(item: Item) -> list[str]:
         )
     lines += [*stand_ins(item), *schedule(item), *_faults(item), *absent(item)]
     return [line for line in lines if line]
+
+
+def _fewer(item: Item) -> list[str]:
+    """Which attacks had fewer images than the rest."""
+    found: dict[int, list[str]] = {}
+    for cell in item.headline():
+        if cell.ours is not None and item.n and cell.ours.n < item.n:
+            names = found.setdefault(cell.ours.n, [])
+            attack = str(cell.keys.get("attack", ""))
+            names += [attack] if attack not in names else []
+    return [f"{', '.join(names)}: n = {text.count(n)}" for n, names in found.items()]
 
 
 def agreement(item: Item) -> str:

@@ -158,9 +158,7 @@ def _order(check: Check, points: list[Point]) -> list[str] | None:
         whole += 1
         known = [value for value in values if value is not None]
         if any(a < b for a, b in itertools.pairwise(known)):
-            shown = ", ".join(
-                f"{v:.1f} at {check.along} {n}" for n, v in zip(check.order, known)
-            )
+            shown = ", ".join(f"{v:.1f} at {check.along} {n}" for n, v in zip(check.order, known))
             faults.append(f"the values do not fall in this order: {shown}")
     return faults if whole else None
 

@@ -9,13 +9,14 @@ from types import MappingProxyType
 
 @dataclass(frozen=True)
 class Level:
-    """`n` test examples (-1: all), `strong_n` for `--strong`, whose AutoAttack has the parameters
+    """`n` test examples (-1: all), `few` for slow attacks by name, `strong_n` for `--strong`, whose AutoAttack has the parameters
     `strong`; `collapse`: every data set becomes this one, on its default networks; `two_points`:
     sweeps without printed numbers keep their first and their middle point; `attacks`: parameters
     that replace those of the recipes, by attack."""
 
     n: int
     strong_n: int
+    few: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     strong: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     collapse: str | None = None
     two_points: bool = False
@@ -33,7 +34,7 @@ LEVELS: dict[str, Level] = {
         two_points=True,
         attacks={"cw": {"steps": 10, "search_steps": 2}},
     ),
-    "quick": Level(n=1000, strong_n=200),
+    "quick": Level(n=1000, strong_n=200, few={"cw": 200}),
     "short": Level(n=-1, strong_n=1000),
     "paper": Level(n=-1, strong_n=1000),
 }

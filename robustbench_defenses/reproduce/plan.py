@@ -211,7 +211,7 @@ def _evaluation(plan: Plan, rules: Rules, cell: Cell, dataset: str, seed: int) -
                 {**rules.attack.settings, **plan.level.attacks.get(rules.attack.name, {})}
             ),
             eps=None if eps is None else float(eps),
-            n=plan.level.n,
+            n=plan.level.few.get(rules.attack.name, plan.level.n),
         )
     training = _training(plan, rules.subject, dataset, seed)
     return Evaluation(training, frozen(rules.subject.options), source, asked)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -227,3 +228,11 @@ def test_epochs_and_images_are_told_and_other_deviations_counted() -> None:
 def test_titles_of_items() -> None:
     assert item_grid.title(items.table()) == "table 1"
     assert item_grid.title(items.figure()) == "figure A2"
+
+
+def test_attacks_with_fewer_images_are_named() -> None:
+    cells = [items.cell({"attack": "fgsm"}, 1.0), items.cell({"attack": "cw"}, 1.0)]
+    assert cells[1].ours is not None
+    cells[1] = replace(cells[1], ours=replace(cells[1].ours, n=200))
+    assert "cw: n = 200" in item_grid.feet(items.item(cells))
+    assert not [line for line in item_grid.feet(items.item(cells[:1])) if "fgsm: n" in line]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,13 @@ def test_a_job_survives_its_record() -> None:
 
     for job in _plan("aicr", strong=True).jobs:
         assert Job.of(json.loads(json.dumps(job.record()))) == job
+
+
+def test_slow_attacks_have_fewer_images_at_quick() -> None:
+    folder = Path(os.environ.get("RRD_DATA", "data"))
+    plan = _plan("aicr/table6", "quick", folder)
+    if plan.missing.get("mnist"):
+        pytest.skip("RRD_DATA has no MNIST")
+    sizes = {one.answers[0].asked.attack: one.answers[0].asked.n for one in plan.wanted}
+    assert sizes.pop("cw") == 200
+    assert set(sizes.values()) == {1000}
