@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -233,6 +232,7 @@ def test_titles_of_items() -> None:
 def test_attacks_with_fewer_images_are_named() -> None:
     cells = [items.cell({"attack": "fgsm"}, 1.0), items.cell({"attack": "cw"}, 1.0)]
     assert cells[1].ours is not None
-    cells[1] = replace(cells[1], ours=replace(cells[1].ours, n=200))
+    fewer = cells[1].ours.model_copy(update={"n": 200})
+    cells[1] = cells[1].model_copy(update={"ours": fewer})
     assert "cw: n = 200" in item_grid.feet(items.item(cells))
     assert not [line for line in item_grid.feet(items.item(cells[:1])) if "fgsm: n" in line]
