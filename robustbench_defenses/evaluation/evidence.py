@@ -42,6 +42,7 @@ class Evidence:
     dataset: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     trained_eps: float | None = None  # the budget that the subject was trained at
+    unbounded: bool = False  # the attack looked for the nearest point at any distance
 
     @property
     def n(self) -> int:

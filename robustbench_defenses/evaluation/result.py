@@ -87,6 +87,7 @@ def evidence_of(
         dataset=facts.dataset,
         parameters=question.parameters,
         trained_eps=facts.trained_eps,
+        unbounded=question.minimum,
     )
 
 

@@ -161,6 +161,15 @@ def test_large_eps_allows_the_largest_class_and_chance() -> None:
     assert result("D4", evidence(grid=(0.1, 0.5), norm="l2")).skipped is not None
 
 
+def test_a_search_at_any_distance_has_to_find_something() -> None:
+    e = evidence(unbounded=True)
+    assert level("D4", with_survivors(e, share(1000, 0.12))) == "silent"
+    found = result("D4", with_survivors(e, share(1000, 0.2)))
+    assert (found.severity, found.fired, found.eps) == ("error", True, None)
+    assert found.sentence.startswith("20.0 % survive a search at any distance")
+    assert result("D4", evidence(unbounded=True, targeted=True)).skipped == "a targeted attack"
+
+
 def test_sample_size() -> None:
     assert not result("D29", evidence(9000)).fired
     few = with_survivors(evidence(100), share(100, 0.5))
