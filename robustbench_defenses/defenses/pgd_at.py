@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from ..attacks.pgd import PGD
 from ..core.norms import check_eps
-from ..engine.craft import craft
 from .base import Batch, Parts, Phase, RobustCheck, Setup, Terms, check_options, optimiser
+from .inner import crafted
 
 CARD = {
     "object": "PGDAT",
@@ -91,12 +91,7 @@ class PGDAT:
 
         def loss(batch: Batch) -> Terms:
             eps = ramp(self.eps, self.eps_ramp, batch.progress)
-            network.eval()  # BatchNorm crafts with its running statistics (Pang et al. 2021)
-            adversarial = craft(
-                network, inner, batch.images, batch.labels, eps,
-                key=batch.keys("inner"), keep="last", autocast=setup.autocast,
-            )  # fmt: skip
-            network.train()
+            adversarial = crafted(setup, network, batch, inner, eps)
             logits = setup.forward(network, adversarial)
             return {"adversarial_cross_entropy": adversarial_loss(logits, batch.labels)}
 

@@ -9,10 +9,10 @@ from types import MappingProxyType
 
 @dataclass(frozen=True)
 class Level:
-    """`n` test examples (-1: all), `few` for slow attacks by name, `strong_n` for `--strong`, whose AutoAttack has the parameters
-    `strong`; `collapse`: every data set becomes this one, on its default networks; `two_points`:
-    sweeps without printed numbers keep their first and their middle point; `attacks`: parameters
-    that replace those of the recipes, by attack."""
+    """`n` test examples (-1: all), `few` for slow attacks by name, `strong_n` for `--strong`, whose
+    AutoAttack has the parameters `strong`; `collapse`: every data set becomes this one, on its
+    default networks; `two_points`: sweeps without printed numbers keep their first and their middle
+    point; `attacks`: parameters that replace those of the recipes, by attack."""
 
     n: int
     strong_n: int
