@@ -11,7 +11,7 @@ Where b.D = c is out of reach, D goes as far that way as r and the box allow.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -105,7 +105,8 @@ TINY = 1e-12
 class State:
     """`points` (B, C, H, W): asked now; `slope` (B, C, H, W): b; `stage` (B,) int64; `low`, `high`
     (B,): shares of the path from the image to the start between which the boundary lies; `done`
-    (B,) int64: bisections or steps made."""
+    (B,) int64: bisections or steps made; `doubted` (B,) bool: the verdict has refused a point, so
+    that the row is asked in float32."""
 
     start: Start
     points: Tensor
@@ -114,6 +115,7 @@ class State:
     low: Tensor
     high: Tensor
     done: Tensor
+    doubted: Tensor
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ class BrendelBethge:
             low=zeros,
             high=zeros + 1,
             done=count.clone(),
+            doubted=torch.zeros_like(count, dtype=torch.bool),
         )
 
     def ask(self, state: State, rows: Rows) -> Query:
@@ -152,8 +155,9 @@ class BrendelBethge:
         return Query(state.points, "gradient", "margin", bare=seeking)
 
     def fine(self, state: State, rows: Rows) -> Tensor:
-        """Images of other classes: there is only one to start from."""
-        return state.start.stage == starts.DONOR
+        """Images of other classes: there is only one to start from. And rows in doubt: a boundary
+        that a twin misplaces is walked along in vain."""
+        return (state.start.stage == starts.DONOR) | state.doubted
 
     def tell(self, state: State, rows: Rows, answer: Answer) -> State:
         """One question of the search for a start, one bisection, or one step."""
@@ -244,6 +248,10 @@ class BrendelBethge:
         """The trust region's radius (B,) float64 after `done` (B,) steps, for images of `size`
         values."""
         return self.lr * size * 0.5 ** (done * self.lr_num_decay // self.steps).double()
+
+    def settle(self, state: State, rows: Rows, refused: Tensor) -> State:
+        """Rows whose nearest point was refused walk on in float32."""
+        return replace(state, doubted=state.doubted | refused)
 
     def finished(self, state: State, rows: Rows) -> Tensor:
         """Rows whose steps are used up, and rows that found no start."""

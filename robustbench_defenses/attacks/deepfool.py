@@ -195,11 +195,15 @@ class DeepFool:
         return unit * per_row(size, unit), near
 
     def settle(self, state: State, rows: Rows, refused: Tensor) -> State:
-        """Rows whose adversarial point was refused search on from there, in float32."""
-        undone = per_row(refused & state.broken, state.points)
+        """Rows whose adversarial point was refused search on from there, in float32.
+
+        What was asked in vain counts as steps: a verdict that never agrees ends the run too.
+        """
+        again = refused & state.broken
         return replace(
             state,
-            points=torch.where(undone, state.end, state.points),
+            points=torch.where(per_row(again, state.points), state.end, state.points),
+            done=state.done + again * (1 + state.halved),
             halved=state.halved.masked_fill(refused, 0),
             low=state.low.masked_fill(refused, 0),
             high=state.high.masked_fill(refused, 1),

@@ -7,6 +7,7 @@ lent, or wasted its budget. `DEFECTS` says which tests would fail if an attack o
 from __future__ import annotations
 
 import ast
+import copy
 import random
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,7 @@ DEFECTS = {
     (8, "L1 without the L1 ball"): [
         "attacks/test_strength.py::test_l1_attacks_beat_scaled_gradients",
         "core/test_norms.py::test_l1_projection_of_images_equals_the_sorted_form",
+        "core/test_norms.py::test_nearest_point",
     ],
     (9, "DLR crashes with few classes"): [
         "test_any_number_of_classes_with_survivors",
@@ -88,22 +90,28 @@ DEFECTS = {
         "test_every_point_of_a_run_is_scored",
         "test_every_point_of_a_search_is_scored",
         "test_the_nearest_point_asked_is_the_one_reported",
+        "attacks/test_properties.py::test_nearest_image_is_the_one_reported",
         "test_the_last_update_is_scored",
     ],
     (12, "robust accuracy rises with eps"): [
         "test_curves_fall",
+        "evaluation/test_evaluate.py::test_an_envelope_stands_on_smaller_budgets",
         "attacks/test_properties.py::test_sweep_equals_separate_runs",
     ],
     (13, "NaN logits count as answers"): [
         "test_nan_logits_are_told_not_counted",
         "test_nan_logits_away_from_the_images_are_told",
+        "test_a_single_nan_is_told",
     ],
     (14, "one hopeless image fails the batch"): [
         "test_one_hopeless_image_spoils_nothing",
         "test_one_image_without_a_start_fails_no_other",
     ],
     (15, "modes and buffers changed"): ["test_evaluation_leaves_the_subject_as_it_was"],
-    (16, "gradients left in the weights"): ["test_evaluation_leaves_the_subject_as_it_was"],
+    (16, "gradients left in the weights"): [
+        "test_evaluation_leaves_the_subject_as_it_was",
+        "test_a_float32_model_sees_float32",
+    ],
     (17, "global random state changed"): ["test_evaluation_leaves_the_subject_as_it_was"],
     (18, "the growing file written again for each batch"): ["test_blocks_are_written_once"],
     (19, "the range of images is not checked"): [
@@ -136,14 +144,34 @@ DEFECTS = {
 }
 # Mistakes that cost strength, and the tests in attacks/test_strength.py that would tell of them.
 STRENGTH = {
-    (1, "APGD in bf16 alone"): ["test_bf16_breaks_as_many"],
-    (2, "steps that bf16 cannot see"): ["test_tiny_budgets_survive_bf16"],
-    (3, "Square in bf16 alone"): ["test_bf16_breaks_as_many"],
-    (4, "FAB in bf16 alone"): ["test_bf16_finds_points_as_near"],
-    (5, "DeepFool in bf16 alone"): ["test_bf16_finds_points_as_near"],
-    (6, "DDN judged by medians"): ["test_bf16_finds_points_as_near"],
+    (1, "APGD in bf16 alone"): [
+        "test_rescue_finds_what_bf16_misses",
+        "test_bf16_breaks_as_many",
+    ],
+    (2, "steps that bf16 cannot see"): [
+        "test_tiny_distances_on_bright_colours_survive_bf16",
+        "test_tiny_budgets_survive_bf16",
+        "engine/test_twin.py::test_steps_that_bf16_rounds_away_are_seen",
+    ],
+    (3, "Square in bf16 alone"): [
+        "test_square_sees_small_improvements_in_bf16",
+        "test_bf16_breaks_as_many",
+        "attacks/test_square.py::test_rows_near_the_boundary_are_asked_again_in_float32",
+    ],
+    (4, "FAB in bf16 alone"): [
+        "test_coarse_bf16_finds_points_as_near",
+        "test_bf16_finds_points_as_near",
+    ],
+    (5, "DeepFool in bf16 alone"): ["test_coarse_bf16_finds_points_as_near"],
+    (6, "DDN judged by medians"): [
+        "test_coarse_bf16_finds_points_as_near",
+        "test_bf16_finds_points_as_near",
+    ],
     (7, "C&W too slow for robust networks"): ["test_cw_comes_as_near_as_ddn"],
-    (8, "k steps that score k points"): ["test_final_points_alone_are_weaker"],
+    (8, "k steps that score k points"): [
+        "attacks/test_defects.py::test_every_point_of_a_run_is_scored",
+        "attacks/test_defects.py::test_earlier_successes_are_kept",
+    ],
 }
 
 GRADIENT = [
@@ -195,9 +223,10 @@ def one_of(name: str) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def trail(
-    attack: object, model: Logits, images: Tensor, labels: Tensor, eps: float
+    attack: Any, model: Logits, images: Tensor, labels: Tensor, eps: float
 ) -> tuple[list[Tensor], Outcome]:
-    """All points in order that a run on a single image asks about, those of the verdict last."""
+    """All points in order that a run on a single image asks about, those of the verdict last; one
+    that breaks nothing has the last point of each of its runs judged."""
     search, judge = builders.Recorder(model), builders.Recorder(model)
     twin = Twin(search, search, autocast=False)
     options = {"twin": twin, "deployed": judge, "batch_size": 1}
@@ -257,14 +286,14 @@ def test_failures_are_not_reported_as_successes(name: str) -> None:
 @pytest.mark.parametrize("name", [*ATTACKS, "cw tanh"])
 def test_pixels_at_exactly_0_and_1_can_move(name: str) -> None:
     """With tanh in place of the clip too, whose ends are flat."""
-    net, images, labels = digits_setting(40)
+    net, images, labels = digits_setting(25)
     right = oracles.predicted(net, images) == labels
     images, labels = images[right], labels[right]
     at_bound = (images == 0) | (images == 1)
     assert at_bound.float().mean() > 0.3
     name, *form = name.split()
-    more: dict[str, object] = {"form": form[0]} if form else {}
-    attack = oracles.build(name, **{**FEW, "steps": 20, "search_steps": 3, **more})
+    more: dict[str, object] = {"form": form[0], "steps": 40} if form else {"steps": 20}
+    attack = oracles.build(name, **{**FEW, "search_steps": 3, **more})
     points = craft(net, attack, images, labels, EPS[attack.norm])
     moved = ((points != images) & at_bound).flatten(1).any(1)
     # L1 steps change few pixels; searches that find nothing return the image.
@@ -303,10 +332,10 @@ def stored(folder: Path, images: Tensor, labels: Tensor) -> None:
 
 
 @pytest.mark.parametrize("name", EVERY)
-@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e4, 1e12])
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e12])
 def test_nan_is_never_returned(name: str, scale: float) -> None:
     """Flat, vanishing and saturated losses, and an image whose gradient is zero among others."""
-    net, images, labels = digits_setting(6)
+    net, images, _ = digits_setting(6)
     images = images.clone()
     images[3] = 0
     attack = oracles.build(name, **SHORT)
@@ -314,6 +343,7 @@ def test_nan_is_never_returned(name: str, scale: float) -> None:
     def scaled(points: Tensor) -> Tensor:
         return scale * net(points)
 
+    labels = oracles.predicted(scaled, images)
     if name in ATTACKS:
         points = craft(scaled, attack, images, labels, 0.3)
         assert torch.isfinite(points).all()
@@ -373,7 +403,7 @@ def test_one_hopeless_image_spoils_nothing(name: str) -> None:
     """One image shall become what none can be: the others' results and one that is open."""
     model, images, labels = setting(name, count=10)
     attack = oracles.build(name, **SHORT)
-    grid = budgets(attack)[2:]
+    grid = (2 * EPS[attack.norm],)
     others = torch.arange(10) != 6
     target = torch.where(others, -1, UNKNOWN)
     out = oracles.run(attack, talking(model), images, labels, grid, target=target)
@@ -406,20 +436,20 @@ def test_one_image_without_a_start_fails_no_other(name: str) -> None:
 @pytest.mark.parametrize("classes", [2, 3, 4, 9, 10, 100])
 def test_any_number_of_classes_with_survivors(name: str, classes: int) -> None:
     """Survivors see every run and target; of the wrong classes at most those that there are."""
-    model, images, labels = setting(name, count=2, classes=classes)
+    model, images, labels = setting(name, count=1, classes=classes)
     attack = oracles.build(name, **SHORT)
     out = oracles.run(attack, model, images, labels, (1e-6,))
-    if name in NEAREST:
-        assert (out.distance > 0).all()
-    else:
-        assert not out.broken.any()
-        runs, passes = 1, attack.passes(classes)
-        if name in FIXED:
-            runs = runs_of(attack, classes)
-            assert runs == getattr(attack, "restarts", 1) or runs == min(9, classes - 1)
-        looks = out.queries - 1 - runs * passes[0]
-        assert (looks >= 0).all()
-        assert (looks <= 1).all()  # the features of the clean image
+    assert (out.distance > 0).all()
+    forward = {"square": 6, "apgd_t": 3, "fab_t": 3, "apgd_ce": 3}
+    runs = {"apgd_t": min(9, classes - 1), "fab_t": min(9, classes - 1)}
+    if name.startswith("autoattack"):
+        if name.endswith("l1"):
+            runs |= {"apgd_t": min(5, classes - 1), "apgd_ce": 5}
+        asked = sum(passes * runs.get(member, 1) for member, passes in forward.items())
+        assert (out.queries == 1 + asked).all()
+    elif name.startswith(("apgd", "fab", "square")):
+        family = name.removesuffix("_linf").removesuffix("_l2").removesuffix("_l1")
+        assert (out.queries == 1 + forward.get(family, 3) * runs.get(family, 1)).all()
 
 
 @pytest.mark.parametrize("name", ["bim", "mim_linf", "pgd_linf", "pgd_l2", "pgd_l1", "fgsm_linf"])
@@ -475,14 +505,15 @@ def test_every_point_of_a_run_is_scored(name: str) -> None:
     eps = 1e-4 * EPS[attack.norm]
     points, whole = trail(attack, model, images, labels, eps)
     assert torch.isinf(whole.distance).all()
-    asked = int(whole.queries) - 1
+    asked, runs = int(whole.queries) - 1, runs_of(attack, 10)
+    judged = points[-1 - runs :]
+    assert torch.equal(judged[0], images[0]), "the image itself and the last point of each run"
     for place in chosen_points(points, images, attack.norm, allowed(eps)):
         subject = wrong_at(model, points[place], int(labels))
         _, out = trail(attack, subject, images, labels, eps)
         length = distance(points[place][None], images, attack.norm)
         torch.testing.assert_close(out.distance, length, rtol=1e-12, atol=0)
-        looks = asked - len(points) + 2 + int(runs_of(attack, 10))  # at clean features
-        assert int(out.queries) <= 1 + looks + min(place + 1, asked)
+        assert int(out.queries) <= 1 + min(place + 1, asked)
 
 
 @pytest.mark.parametrize("name", NEAREST)
@@ -496,6 +527,8 @@ def test_every_point_of_a_search_is_scored(name: str) -> None:
 
     points, whole = trail(attack, aloof, images, labels, 1.0)
     assert torch.isinf(whole.distance).all()
+    judged = points[-1 - runs_of(attack, 10) :]
+    assert torch.equal(judged[0], images[0]), "the image itself and the last point of each run"
     for place in chosen_points(points, images, attack.norm, torch.tensor(torch.inf)):
         _, out = trail(attack, wrong_at(aloof, points[place], int(labels)), images, labels, 1.0)
         length = distance(points[place][None], images, attack.norm)
@@ -569,6 +602,29 @@ def test_nan_logits_away_from_the_images_are_told(name: str) -> None:
         rrd.attack(sick, images, labels, name, eps=EPS[attack.norm], **short(name))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_single_nan_is_told(name: str) -> None:
+    """At one point in the middle: the largest of NaN is class 0, which here is the right one."""
+    model, images, labels = one_of(name)
+    attack = oracles.build(name, **SHORT)
+
+    def turned(points: Tensor) -> Tensor:
+        logits: Tensor = model(points).roll(-int(labels), 1)
+        return logits
+
+    zero = torch.zeros_like(labels)
+    eps = 1e-4 * EPS[attack.norm]
+    points, _ = trail(attack, turned, images, zero, eps)
+    place = chosen_points(points, images, attack.norm, torch.tensor(torch.inf))[0]
+
+    def sick(asked: Tensor) -> Tensor:
+        there = (asked == points[place]).flatten(1).all(1)[:, None]
+        return torch.where(there, torch.nan, turned(asked))
+
+    with pytest.raises(UserError, match="NaN for test image 0"):
+        trail(attack, sick, images, zero, eps)
+
+
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize(
     ("change", "message"),
@@ -596,7 +652,7 @@ def test_files_of_the_wrong_range_are_refused(tmp_path: object) -> None:
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-@pytest.mark.parametrize("steps", [1, 2, 9])
+@pytest.mark.parametrize("steps", [1, 9])
 def test_few_steps_are_no_special_case(name: str, steps: int) -> None:
     net, images, labels = digits_setting(6)
     attack = oracles.build(name, **{**FEW, "steps": steps, "n_queries": steps})
@@ -626,6 +682,7 @@ def test_returned_images_are_misclassified_afresh(name: str) -> None:
 def test_a_float32_model_sees_float32(name: str) -> None:
     """Verdicts, searches and image runs; and float64 images stay what they are."""
     net, images, labels = digits_setting(4)
+    net = copy.deepcopy(net)
     attack = oracles.build(name, **SHORT)
     eps = EPS[attack.norm]
     for dtype in (torch.float32, torch.float64):
@@ -641,6 +698,34 @@ def test_a_float32_model_sees_float32(name: str) -> None:
         returned = rrd.attack(typed, given, labels, name, eps=eps, **short(name))  # type: ignore[arg-type]
         assert asked == {dtype}
         assert returned.images.dtype == dtype
+    # Behind a bare function nobody can freeze the weights.
+    assert all(weight.grad is None for weight in net.parameters())
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_verdict_that_never_agrees_ends_the_run(name: str) -> None:
+    """A view that is misclassified where the deployed subject is not: refused claims are part of
+    the budget, and no result."""
+    model, images, labels = one_of(name)
+    attack = oracles.build(name, **{**SHORT, "steps": 20, "n_queries": 50}, targets=2)
+    runs = runs_of(attack, 10)
+    left = [2 * (2 + runs * attack.passes(10)[0])]
+
+    def counted(points: Tensor) -> Tensor:
+        left[0] -= len(points)
+        if left[0] < 0:
+            raise RuntimeError("asked far beyond the budget")
+        logits: Tensor = model(points)
+        return logits
+
+    def right(points: Tensor) -> Tensor:
+        return F.one_hot(labels.expand(len(points)), 10).double()
+
+    twin = Twin(counted, counted, autocast=False)
+    grid = (2 * EPS[attack.norm],)
+    out = oracles.run(attack, model, images, labels, grid, twin=twin, deployed=right)
+    assert torch.isinf(out.distance).all()
+    assert int(out.queries) <= 2 + runs * attack.passes(10)[0]
 
 
 # Side effects.
@@ -797,10 +882,11 @@ def test_passes_of_an_image_do_not_depend_on_others(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["deepfool_l2", "deepfool_linf"])
 def test_deepfool_pays_for_its_own_steps_only(name: str) -> None:
-    """One forward pass a step for all classes, one backward pass for each other class."""
+    """One forward pass a step for all classes, a backward pass for each other class; no step after
+    the last one of the image itself."""
     net, images, labels = digits_setting(60)
     right = oracles.predicted(net, images) == labels
-    out = oracles.run(oracles.build(name, steps=50), net, images, labels, ())
+    out = oracles.run(oracles.build(name, steps=50, refine=False), net, images, labels, ())
     steps = out.queries - 1
     assert (steps[~right] == 0).all()
     assert 0 < steps[right].min() < steps.max() < 50, "some images end before others"
