@@ -151,14 +151,18 @@ def markdown(item: Item) -> str:
     """The tables as Markdown, feet as a list."""
     lines = [f"### {escape_markdown(heading(item))}", "", escape_markdown(item.title), ""]
     for arm in item.arms:
-        tables = grids(item, arm)
+        tables = markdown_tables(item, arm)
         if arm and tables:
             lines += [escape_markdown(reading(item, arm)), ""]
-        for found in tables:
-            lines += [*_markdown_table(found), ""]
+        lines += tables
     lines += [f"- {escape_markdown(line)}" for line in feet(item)]
     lines += [f"- {escape_markdown(_claim(one))}" for one in item.claims if one.ours is not None]
     return "\n".join(lines) + "\n"
+
+
+def markdown_tables(item: Item, arm: str = "") -> list[str]:
+    """The lines of an arm's tables, a blank one behind each."""
+    return [line for found in grids(item, arm) for line in (*_markdown_table(found), "")]
 
 
 def _markdown_table(found: Grid) -> list[str]:

@@ -10,7 +10,8 @@ rewrites every block of the named pages (of all pages of a named folder),
 
 and, in a folder with `attacks/` or `defenses/`, adds a page for each registered family that has
 none. `--check` writes nothing and fails where a page would change. A table of stored results is
-`generated: results FOLDER ATTACK`, the folder seen from the page.
+`generated: results FOLDER ATTACK`, that of a reproduced item `generated: item FOLDER`, the folders
+seen from the page.
 """
 
 from __future__ import annotations
@@ -59,10 +60,11 @@ def refreshed(page: str, folder: Path) -> str:
 
     def fresh(match: re.Match[str]) -> str:
         kind, name = match[2], match[3]
-        if kind == "results":
-            return f"{match[1]}{results(name, folder)}{match[4]}"
+        if kind in STORED:
+            return f"{match[1]}{STORED[kind](name, folder)}{match[4]}"
         if kind not in BLOCKS:
-            raise UserError(f"unknown block {kind!r}", hint=f"one of results, {', '.join(BLOCKS)}")
+            known = ", ".join([*STORED, *BLOCKS])
+            raise UserError(f"unknown block {kind!r}", hint=f"one of {known}")
         return f"{match[1]}{BLOCKS[kind](name)}{match[4]}"
 
     return _BLOCK.sub(fresh, page)
@@ -228,6 +230,14 @@ def missing(folder: Path) -> list[tuple[Path, registry.Entry]]:
     ]
 
 
+def item(name: str, folder: Path) -> str:
+    """The tables of the reproduced item in the folder `name`, seen from `folder`."""
+    from .item import load
+    from .item_formats import markdown_tables
+
+    return "\n".join(markdown_tables(load(folder / name / "result.json")))
+
+
 def results(name: str, folder: Path) -> str:
     """A table of the stored sweeps of one attack: `name` is "FOLDER ATTACK", seen from `folder`.
 
@@ -291,6 +301,10 @@ def stale(paths: Sequence[Path]) -> dict[Path, str]:
         if after != before:
             changed[page] = after
     return changed
+
+
+# Blocks made from stored files: a name, and the folder that its paths are seen from.
+STORED: dict[str, Callable[[str, Path], str]] = {"results": results, "item": item}
 
 
 def main(arguments: list[str] | None = None) -> int:

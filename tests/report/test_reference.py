@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from robustbench_defenses.core import registry
 from robustbench_defenses.core.errors import UserError
-from robustbench_defenses.report import reference
+from robustbench_defenses.report import item_formats, reference
+from tests.report import items
 
 
 def block(kind: str, name: str, content: str = "") -> str:
@@ -52,12 +54,25 @@ def test_bars_in_cells_are_escaped() -> None:
     assert reference.table(["a", "b"], [["x", "1"]], right=1).splitlines()[1] == "| --- | --: |"
 
 
+def test_the_tables_of_an_item(tmp_path: Path) -> None:
+    made = items.table()
+    (tmp_path / "one").mkdir()
+    text = json.dumps(made.document())
+    (tmp_path / "one" / "result.json").write_text(text, encoding="utf-8")
+    page = reference.refreshed(block("item", "one"), tmp_path)
+    whole = item_formats.markdown(made)
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+    assert len(rows) > 2
+    assert all(row in whole.splitlines() for row in rows)
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "words"),
     [
         ("nonsense", "pgd", "unknown block"),
         ("parameters", "pdg", "pdg"),
         ("results", "nowhere pgd_linf", "nowhere"),
+        ("item", "nowhere", "nowhere"),
     ],
 )
 def test_what_cannot_be_made_is_named(tmp_path: Path, kind: str, name: str, words: str) -> None:
