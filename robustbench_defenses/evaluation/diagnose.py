@@ -33,6 +33,8 @@ FAULT = {
 # What is told first where several checks fired as errors: a faulty measurement explains all the
 # rest, then a faulty attack, then gradients (those that say why before those that say that).
 TOLD = ("D17", "D14", "D13", "D15", "D31", "D26", "D16", "D20", "D21", "D25", "D7", "D18", "D6")
+# An attack that leaves so much more (share of the images) than the worst case is too weak to quote.
+WEAK = 0.1
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,11 @@ class Diagnosis:
             return f"No, {FAULT[card.blames]}: {card.cause}. {bound} What to do: {card.do}."
         if self.base < 0.02:
             return f"There is little robustness to doubt at eps {self.eps:.3g}: {alone}."
+        if self.base - self.left > WEAK:
+            return (
+                f"Partly: no check finds masked gradients, but {self.attack} is too weak for it. "
+                f"{bound} A stronger attack may leave less still."
+            )
         return f"Nothing here speaks against it. {bound} A stronger attack may leave less."
 
     def document(self) -> dict[str, Any]:

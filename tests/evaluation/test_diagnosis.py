@@ -62,6 +62,21 @@ def test_masked_gradients_are_told_with_their_reason(
     assert found.left < found.base - 0.2
 
 
+@pytest.mark.parametrize(
+    ("base", "left", "begins"),
+    [
+        (0.50, 0.46, "Nothing here speaks against it."),
+        (0.78, 0.55, "Partly: no check finds masked gradients, but pgd is too weak"),
+        (0.01, 0.00, "There is little robustness to doubt"),
+    ],
+)
+def test_what_a_weak_attack_leaves_is_not_called_sound(
+    base: float, left: float, begins: str
+) -> None:
+    found = Diagnosis("s", "digits", "pgd", "linf", 0.2, 200, [], base, left, ["pgd"], 0, 0, 0.0)
+    assert found.conclusion.startswith(begins)
+
+
 @pytest.mark.slow
 def test_an_honest_defense_is_not_accused() -> None:
     found = diagnosed(network("pgd_at"))
