@@ -28,6 +28,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -347,6 +348,14 @@ def test_links_lead_somewhere(page: Path) -> None:
         if anchor:
             heads = re.findall(r"^#+ (.+)$", place.read_text(encoding="utf-8"), re.MULTILINE)
             assert anchor in {head.lower().replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "results").rglob("*.html")), ids=name_of)
+def test_committed_pages_link_to_what_is_here(page: Path) -> None:
+    """Of the folder that they were made in only a part is committed."""
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r'\shref="([^"#:]+)"', text):
+        assert (page.parent / unquote(target)).exists(), f"{target} of {name_of(page)}"
 
 
 def test_readme_shows_stored_results() -> None:
