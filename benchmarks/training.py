@@ -3,8 +3,9 @@
     python benchmarks/training.py nt pgd_at aicr resnet18 --threads 2 --json FILE
     python benchmarks/training.py pgd_at --epochs 2      # whole epochs: accuracy beside samples/s
 
-`nt`, `pgd_at` (lenet) and `aicr` (cnn6, second stage) on MNIST, `resnet18` (pgd_at) on the true
-pixels of a part of CIFAR-10; images are read from $RRD_DATA. The plain loop is what one writes
+`nt`, `pgd_at` (lenet) and `aicr` (cnn6, second stage) on MNIST, `resnet18` (pgd_at; `_narrow`: a
+quarter of the width, for whole epochs) on the true pixels of a part of CIFAR-10; images are read
+from $RRD_DATA. The plain loop is what one writes
 without much thought: a `DataLoader` over a data set that converts each image, a network in float32
 in torch's default layout, the attack by `torch.autograd.grad`, the losses literally, `Adam`.
 
@@ -75,6 +76,10 @@ TASKS = {
                   ("eps_high", AICR_EPS)),
     ),
     "resnet18": Task("pgd_at", "cifar10_part", "resnet18", eps=8 / 255, steps=7),
+    "resnet18_narrow": Task(
+        "pgd_at", "cifar10_part", "resnet18", eps=8 / 255, steps=7,
+        settings=(("model.width", 16),),
+    ),
 }  # fmt: skip
 
 
@@ -261,9 +266,9 @@ def compare(task: Task, count: int, repeats: int, named: dict[str, Any]) -> dict
     return {"images": count, "runs": runs, "median": medians}
 
 
-def whole(task: Task, epochs: int, named: dict[str, Any]) -> dict[str, Any]:
-    """Both for whole epochs over all images: samples per second and accuracies."""
-    count = len(load(task.dataset, "train").labels)
+def whole(task: Task, epochs: int, limit: int | None, named: dict[str, Any]) -> dict[str, Any]:
+    """Both for whole epochs over the first images: samples per second and accuracies."""
+    count = min(len(load(task.dataset, "train").labels), limit or sys.maxsize)
     mine, _, network = ours(task, count, epochs, **named)
     plain = Plain(task)
     with own_randomness(torch.device("cpu")):
@@ -283,6 +288,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=24, help="of a measurement")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=0, help="whole epochs instead, and accuracy")
+    parser.add_argument("--limit", type=int, help="with --epochs: images, all unless given")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--json", type=Path)
@@ -305,7 +311,7 @@ def main() -> None:
     for name in args.tasks:
         task = TASKS[name]
         if args.epochs:
-            found = whole(task, args.epochs, named)
+            found = whole(task, args.epochs, args.limit, named)
             mine, theirs = found["ours"], found["plain"]
             shown = [f"{mine['rate']:.0f}", f"{theirs['rate']:.0f}",
                      f"{mine['rate'] / theirs['rate']:.2f}", ""]  # fmt: skip

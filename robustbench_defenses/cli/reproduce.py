@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,8 +20,11 @@ from ..core.errors import UserError
 from . import options
 
 if TYPE_CHECKING:
+    from ..core.device import Machine
     from ..report.item import Item
+    from ..reproduce.estimate import Standing
     from ..reproduce.execute import Outcome
+    from ..reproduce.jobs import Job, Place
     from ..reproduce.plan import Plan
 
 
@@ -64,6 +67,9 @@ def command(
     data: options.Data = None,
     results: options.Results = options.DEFAULT_RESULTS,
     device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    seed: options.Seed = 0,
+    batch_size: options.BatchSize = "auto",
     threads: options.Threads = None,
     json_: options.Json = False,
     quiet: options.Quiet = False,
@@ -73,7 +79,10 @@ def command(
     """Plan, run, and print the items in the paper's shape."""
     from ..data.locate import data_dir
     from ..reproduce import recipe as recipes
+    from ..reproduce.estimate import machine_of
+    from ..reproduce.jobs import Place
     from ..reproduce.plan import make
+    from .console import print_json, progress
 
     chosen = recipes.named(item)
     plan = make(
@@ -83,22 +92,28 @@ def command(
         only=parse_only(only),
         stand_in=stand_in,
         strong=strong,
+        seed=seed,
+        precision=precision,
     )
     if not plan.jobs:
         reasons = sorted({str(o.reason) for o in plan.wanted if o.status == "missing_data"})
         raise UserError(f"nothing of {item} can be measured here", hint="; ".join(reasons) or None)
+    images = options.parse_batch_size(batch_size)
+    place = Place(results, data, device, threads, fresh, precision, images, seed)
+    here = machine_of(device, threads, precision)
     if dry_run or not (quiet or json_):
-        show_plan(plan, item, results, data, device, threads, timed=dry_run)
+        rows = standings(plan, place, here, timed=dry_run)
+        if json_:
+            print_json(plan_document(item, plan, rows))
+        else:
+            show_plan(plan, item, rows, timed=dry_run)
     if dry_run:
         return
 
     from ..core.files import check_writable
     from ..reproduce.execute import execute
-    from ..reproduce.jobs import Place
-    from .console import progress
 
     check_writable(results)
-    place = Place(results, data, device, threads, fresh)
     outcomes = execute(
         plan.jobs,
         place,
@@ -106,7 +121,7 @@ def command(
         progress(quiet),
         told=lambda outcome, done, total: _tell(outcome, done, total, quiet),
     )
-    items = build_all(plan, outcomes, results, device, threads)
+    items = build_all(plan, outcomes, results, here)
     show(items, outcomes, results, as_json=json_, quiet=quiet)
     if any(outcome.state != "done" for outcome in outcomes.values()):
         raise typer.Exit(1)
@@ -124,12 +139,42 @@ def parse_only(texts: list[str] | None) -> dict[str, list[str]]:
     return found
 
 
-def show_plan(
-    plan: Plan, item: str, results: Path, data: Path | None, device: str, threads: int | None,
-    timed: bool,
-) -> None:  # fmt: skip
+def standings(
+    plan: Plan, place: Place, machine: Machine, timed: bool
+) -> list[tuple[Job, Standing]]:
+    """Every job and how it stands; `timed`: with an estimate."""
+    from ..reproduce.estimate import Estimator
+
+    estimator = Estimator(place.results_dir, place.data_dir, machine, plan.level, timed)
+    return [(job, estimator.standing(job)) for job in plan.jobs]
+
+
+def plan_document(item: str, plan: Plan, rows: list[tuple[Job, Standing]]) -> dict[str, Any]:
+    """The plan as JSON: jobs with state and seconds still to come, cells by status, data sets."""
+    jobs = [
+        {
+            "job": job.name,
+            "kind": job.kind,
+            "state": standing.state,
+            "done": standing.there,
+            "of": standing.total,
+            "seconds": standing.seconds,
+        }
+        for job, standing in rows
+    ]
+    return {
+        "item": item,
+        "preset": plan.preset,
+        "cells": dict(Counter(one.status for one in plan.wanted)),
+        "jobs": jobs,
+        "seconds": sum(standing.seconds or 0.0 for _, standing in rows),
+        "stand_ins": plan.stand_ins,
+        "missing": {name: fault for name, fault in plan.missing.items() if fault},
+    }
+
+
+def show_plan(plan: Plan, item: str, rows: list[tuple[Job, Standing]], timed: bool) -> None:
     """What will be done: a line per job with its state and, when `timed`, an estimate."""
-    from ..reproduce.estimate import Estimator, machine_of
     from .console import duration, err, out
 
     screen = out if timed else err
@@ -141,19 +186,17 @@ def show_plan(
         names = sorted(name for name, fault in plan.missing.items() if fault)
         counted.append(f"{said['missing_data']} without data ({', '.join(names)})")
     screen.print(f"{item} · {plan.preset} · {' · '.join(counted)}", style="bold")
-    estimator = Estimator(results, data, machine_of(device, threads), plan.level, timed)
-    rows, total = [], 0.0
-    for job in plan.jobs:
-        standing = estimator.standing(job)
-        state = standing.state
+    lines, total = [], 0.0
+    for job, standing in rows:
+        state: str = standing.state
         if job.kind == "eval" and 0 < standing.there < standing.total:
-            state = f"{standing.there} of {standing.total} done"  # type: ignore[assignment]
+            state = f"{standing.there} of {standing.total} done"
         seconds = standing.seconds if standing.state != "done" else None
         total += seconds or 0.0
         what = job.name if job.kind == "train" else f"{job.name} ({standing.total})"
-        rows.append((what, state, "" if seconds is None else duration(seconds)))
-    width = min(max(len(row[0]) for row in rows), 74)
-    for what, state, estimate in rows:
+        lines.append((what, state, "" if seconds is None else duration(seconds)))
+    width = min(max(len(line[0]) for line in lines), 74)
+    for what, state, estimate in lines:
         shown = what if len(what) <= width else what[: width - 1] + "…"
         line = f" {shown:<{width}}  {state:<12} {estimate:>9}"
         screen.print(line.rstrip(), soft_wrap=True)
@@ -186,15 +229,14 @@ def _tell(outcome: Outcome, done: int, total: int, quiet: bool) -> None:
 
 
 def build_all(
-    plan: Plan, outcomes: dict[str, Outcome], results: Path, device: str, threads: int | None
+    plan: Plan, outcomes: dict[str, Outcome], results: Path, machine: Machine
 ) -> list[Item]:
     """Build and write every item that has something to show."""
     from ..evaluation.result import current_environment
     from ..reproduce import build
-    from ..reproduce.estimate import machine_of
     from ..training import environment
 
-    here = current_environment(machine_of(device, threads))
+    here = current_environment(machine)
     items = []
     for recipe in plan.recipes:
         if not any(one.status == "selected" for one in plan.of(recipe.id)):

@@ -33,7 +33,9 @@ class Measured(_Part):
     """Our number for one cell: the mean over seeds where there are several.
 
     `low`, `high`: Wilson 95 % interval, over seeds Student's; `results`: files of the results it
-    comes from, relative to the results folder.
+    comes from, relative to the results folder; `date`: of the command that put it here (`made` of
+    the item); `own_attacks`, in a worst-case cell: what the paper's own attacks alone leave of the
+    same images.
     """
 
     value: Number
@@ -42,6 +44,8 @@ class Measured(_Part):
     n: int
     seeds: tuple[Number, ...] = ()
     results: tuple[str, ...] = ()
+    date: str = ""
+    own_attacks: Number | None = None
     diagnostics: tuple[Diagnostic, ...] = ()
 
     @property
@@ -86,11 +90,13 @@ class ItemCell(_Part):
 
 
 class ItemClaim(_Part):
-    """A statement of the paper. `ours`, `printed`: whether it holds for our numbers and for the
-    printed ones (None: not checked); `sentence` says what was seen."""
+    """A statement of the paper (`own`: of ours). `ours`, `printed`: whether it holds for our
+    numbers and for the printed ones (None: not checked, or cells are missing); `sentence` says what
+    was seen, and is empty where nothing was."""
 
     id: str
     text: str
+    own: bool = False
     ours: bool | None = None
     printed: bool | None = None
     sentence: str = ""
@@ -113,6 +119,15 @@ class ItemRun(_Part):
     )
 
 
+class Made(_Part):
+    """A command that numbers of the item come from; `cells`: how many."""
+
+    command: str
+    date: str
+    git_commit: str | None = None
+    cells: int
+
+
 class ColumnAgreement(_Part):
     """Kendall's tau between our order and the printed one down a column (None: too few cells)."""
 
@@ -122,11 +137,14 @@ class ColumnAgreement(_Part):
 
 
 class Agreement(_Part):
-    """How near we came, over headline cells with a printed number."""
+    """How near we came, over headline cells with a printed number; `cited`, `cited_within_two`:
+    those of the measured ones, and of the near ones, that the paper copied from elsewhere."""
 
     printed: int
     measured: int
     within_two: int
+    cited: int = 0
+    cited_within_two: int = 0
     columns: tuple[ColumnAgreement, ...] = ()
 
 
@@ -158,6 +176,9 @@ class Item(_Part):
         default_factory=dict, description="data set that was asked for: the one that was used"
     )
     only: dict[str, list[Key]] = Field(default_factory=dict)
+    made: tuple[Made, ...] = Field(
+        default=(), description="where the numbers come from, newest last"
+    )
     command: str
     environment: Environment
 

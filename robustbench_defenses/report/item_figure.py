@@ -14,7 +14,8 @@ from ..core.errors import UserError
 from ..core.files import write_bytes, write_text
 from . import curve, text
 from .item import Item, ItemCell, Key
-from .item_grid import is_strong, key_label, stand_ins, title
+from .item_feet import stand_ins
+from .item_grid import is_strong, key_label, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

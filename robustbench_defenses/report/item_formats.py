@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 
 from .export import escape_latex, escape_markdown
 from .item import Item, ItemCell, ItemClaim
-from .item_grid import Grid, feet, grids, heading, parts, shown
+from .item_feet import feet
+from .item_grid import Grid, grids, heading, parts, shown
 
 WIDTH = 100
 VERDICT = {True: "yes", False: "no", None: "-"}
@@ -41,12 +42,12 @@ def reading(item: Item, arm: str) -> str:
 
 def claims(item: Item, width: int = WIDTH) -> list[str]:
     """Each checked claim with whether it holds for us and in print, and what speaks against it."""
-    checked = [claim for claim in item.claims if claim.ours is not None]
+    checked = [claim for claim in item.claims if claim.sentence]
     lines = ["", "claims (ours / printed)"] if checked else []
     for claim in checked:
         head = f" {VERDICT[claim.ours]:>3} / {VERDICT[claim.printed]:<3}  "
         said = wrapped(claim.text, width - len(head))
-        if claim.ours is False:
+        if not claim.ours:
             said += wrapped(claim.sentence, width - len(head))
         lines += [(" " * len(head) if at else head) + line for at, line in enumerate(said)]
     return lines
@@ -156,7 +157,7 @@ def markdown(item: Item) -> str:
             lines += [escape_markdown(reading(item, arm)), ""]
         lines += tables
     lines += [f"- {escape_markdown(line)}" for line in feet(item)]
-    lines += [f"- {escape_markdown(_claim(one))}" for one in item.claims if one.ours is not None]
+    lines += [f"- {escape_markdown(_claim(one))}" for one in item.claims if one.sentence]
     return "\n".join(lines) + "\n"
 
 
@@ -176,7 +177,7 @@ def _markdown_table(found: Grid) -> list[str]:
 
 
 def _claim(claim: ItemClaim) -> str:
-    verdict = {True: "holds", False: "does not hold", None: "not checked"}
+    verdict = {True: "holds", False: "does not hold", None: "not decided"}
     against = f" ({claim.sentence.removeprefix('does not hold: ')})" if not claim.ours else ""
     return (
         f"claim {claim.id}: {claim.text} – ours: {verdict[claim.ours]}{against}, "
@@ -270,6 +271,9 @@ def _row(item: Item, cell: ItemCell) -> dict[str, object]:
         "dataset_used": cell.dataset or cell.keys.get("dataset"),
         "status": cell.status,
         "reason": cell.reason,
+        "cited": "yes" if cell.cited else "",
+        "flag": cell.flag,
+        "note": cell.note,
         "diagnostics": "" if ours is None else " ".join(one.id for one in ours.flagged),
         "results": "" if ours is None else " ".join(ours.results),
     }

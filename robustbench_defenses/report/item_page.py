@@ -9,9 +9,9 @@ from typing import Any
 from ..core import registry
 from ..core.errors import UserError
 from ..core.files import write_text
-from . import html, item_cells, item_figure, item_grid, text
+from . import html, item_cells, item_feet, item_figure, item_grid, text
 from . import item as items
-from .item import Item, ItemCell, ItemClaim, ItemRun
+from .item import Item, ItemClaim, ItemRun
 from .item_formats import reading
 
 PAGE = "index.html"
@@ -92,7 +92,9 @@ def verdict(found: Sequence[Item]) -> str:
     measured = sum(item.agreement.measured for item in found)
     within = sum(item.agreement.within_two for item in found)
     taus = [c.tau for item in found for c in item.agreement.columns if c.tau is not None]
-    claims = [claim for item in found for claim in item.claims if claim.ours is not None]
+    claims = [
+        claim for item in found for claim in item.claims if claim.ours is not None and not claim.own
+    ]
     parts = []
     if printed:
         parts.append(
@@ -112,31 +114,20 @@ def verdict(found: Sequence[Item]) -> str:
 
 
 def _strong(found: Sequence[Item]) -> list[str]:
-    """By how much a strong attack undercuts the paper's own, where that is most."""
+    """By how much a strong attack undercuts the paper's own on the same images, where that is
+    most."""
     worst = (0.0, "")
     for item in found:
         for cell in item.strong():
-            alike = _alike(cell, item)
-            if cell.ours is not None and alike and cell.unit in ("percent", "fraction"):
+            if cell.ours is None or cell.ours.own_attacks is None:
+                continue
+            if cell.unit in ("percent", "fraction"):
                 scale = 1 if cell.unit == "percent" else 100
-                gap = scale * (min(alike) - cell.ours.value)
+                gap = scale * (cell.ours.own_attacks - cell.ours.value)
                 worst = max(worst, (gap, item_grid.named(cell, ("defense", "dataset"))))
     if worst[0] <= 0:
         return []
     return [f"strong attacks take up to {worst[0]:.1f} points more than the paper's ({worst[1]})"]
-
-
-def _alike(strong: ItemCell, item: Item) -> list[float]:
-    """Our values at the place of a strong cell: in the white box, or where the item has no such
-    place under the settings that it has."""
-    found: dict[bool, list[ItemCell]] = {True: [], False: []}
-    for cell in item.headline():
-        names = (set(cell.keys) | set(strong.keys)) - {"attack", "setting"}
-        if cell.keys.get("attack") != "none" and all(
-            cell.keys.get(name) == strong.keys.get(name) for name in names
-        ):
-            found[cell.keys.get("setting", "white_box") == "white_box"].append(cell)
-    return [cell.ours.value for cell in found[True] or found[False] if cell.ours is not None]
 
 
 def _notices(found: Sequence[Item]) -> list[str]:
@@ -147,7 +138,7 @@ def _notices(found: Sequence[Item]) -> list[str]:
             places = used.setdefault(stand_in, [])
             places += [asked] if asked not in places else []
     lines = [
-        f"{stand_in} stands in for {item_grid.listed(asked)}: such cells are not on the paper's "
+        f"{stand_in} stands in for {item_feet.listed(asked)}: such cells are not on the paper's "
         "data, and their differences say nothing about the paper."
         for stand_in, asked in used.items()
     ]
@@ -179,11 +170,11 @@ def _section(
         "facts": " · ".join([item.preset, *_size(item), item.environment.date[:10]]),
         "counted": _counted(item),
         "verdict": verdict([item]),
-        "schedule": ". ".join(item_grid.schedule(item)),
+        "schedule": ". ".join(item_feet.schedule(item)),
         "names": _names(item, summaries),
         "readings": [one for one in readings if one["tables"] or one["figures"]],
         "figcaption": _figcaption(item),
-        "key": _key(item),
+        "key": _key(item, link),
         "shaded": shaded,
         "feet": _feet(item),
         "popovers": [
@@ -191,9 +182,9 @@ def _section(
             for said, name in popovers.items()
         ],
         "fired": _fired(item),
-        "claims": [_claim(claim) for claim in item.claims if claim.ours is not None],
-        "unchecked": [claim.text for claim in item.claims if claim.ours is None],
-        "command": item.command,
+        "claims": [_claim(claim) for claim in item.claims if claim.sentence],
+        "unchecked": [claim.text for claim in item.claims if not claim.sentence],
+        "made": _made(item),
         "files": _files(item, results_dir, folder),
         "runs": [_run(run, link) for run in item.runs],
         "deviations": _deviations(item.runs),
@@ -262,17 +253,29 @@ def _names(item: Item, summaries: dict[str, str]) -> list[tuple[str, str]]:
     return [(name, summaries[name]) for name in dict.fromkeys(names) if name in summaries]
 
 
-def _key(item: Item) -> str:
+def _key(item: Item, link: item_cells.Link) -> str:
     """How a cell is read."""
     if not any(cell.printed is not None for cell in item.cells):
         return ""
-    return "Ours, under it the printed value and the difference; a number links to its result."
+    files = (name for cell in item.cells if cell.ours is not None for name in cell.ours.results)
+    linked = "; a number links to its result" if any(map(link, files)) else ""
+    return f"Ours, under it the printed value and the difference{linked}."
+
+
+def _made(item: Item) -> list[dict[str, str]]:
+    """The commands behind the numbers; how many each gave, where there are several."""
+    if len(item.made) <= 1:
+        return [{"command": item.command, "said": ""}]
+    return [
+        {"command": one.command, "said": f"{text.count(one.cells)} values, {one.date[:10]}"}
+        for one in item.made
+    ]
 
 
 def _feet(item: Item) -> list[str]:
     """The lines under the tables that no other place of the page says."""
-    lines = item_grid.feet(item)
-    elsewhere = {item_grid.agreement(item), *item_grid.stand_ins(item), *item_grid.schedule(item)}
+    lines = item_feet.feet(item)
+    elsewhere = {item_feet.agreement(item), *item_feet.stand_ins(item), *item_feet.schedule(item)}
     return [line for line in lines if line not in elsewhere and not line.startswith("! ")]
 
 
@@ -292,7 +295,7 @@ def _fired(item: Item) -> list[dict[str, str]]:
 
 def _claim(claim: ItemClaim) -> dict[str, str]:
     said = {True: "holds", False: "fails", None: "–"}
-    against = claim.sentence.removeprefix("does not hold: ") if claim.ours is False else ""
+    against = claim.sentence.removeprefix("does not hold: ") if not claim.ours else ""
     return {
         "ours": said[claim.ours],
         "printed": said[claim.printed],

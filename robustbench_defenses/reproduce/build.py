@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..core.errors import UserError
+from ..core.errors import Notice, UserError
 from ..core.files import write_json, write_text
 from ..evaluation import metrics, store
 from ..evaluation.schema import Diagnostic, Environment, Result
 from ..report import item as items
 from ..report import item_formats, item_grid, item_page
-from ..report.item import Agreement, ColumnAgreement, Item, ItemCell, ItemRun, Key, Measured
+from ..report.item import (
+    Agreement,
+    ColumnAgreement,
+    Item,
+    ItemCell,
+    ItemRun,
+    Key,
+    Made,
+    Measured,
+)
 from ..training.runs import RunInfo, read_info, runs_folder
 from .claims import judge
 from .execute import Outcome
 from .jobs import CLEAN, Evaluation, Training
-from .plan import Plan, Wanted
+from .plan import Plan, Wanted, strong_keys
 from .recipe import Recipe
 
 WITHIN = 2.0  # points: what counts as agreement
@@ -72,10 +83,12 @@ def build(
     answers = Answers(outcomes, results_dir)
     cells = [_cell(one, answers) for one in plan.of(recipe.id)]
     runs = _runs(plan.of(recipe.id), results_dir)
+    cells = [_dated(cell, environment.date) for cell in cells]
     earlier = _earlier(results_dir, recipe.id, plan.preset)
     if earlier is not None:
-        cells, runs = _merged(cells, runs, earlier)
+        cells, runs = _merged(cells, runs, earlier, recipe)
     headline = [cell for cell in cells if not cell.arm and cell.keys.get("attack") != items.STRONG]
+    layout = (*recipe.layout.rows, *recipe.layout.columns)
     return Item(
         id=recipe.id,
         kind=recipe.kind,
@@ -95,14 +108,42 @@ def build(
         notes=recipe.notes,
         readings={arm.name: arm.text for arm in recipe.arms},
         cells=tuple(cells),
-        claims=tuple(judge(claim, headline) for claim in recipe.claims),
+        claims=tuple(judge(claim, headline, layout) for claim in recipe.claims),
         runs=tuple(runs),
         agreement=_agreement(recipe, headline),
         stand_ins=_stand_ins(plan, recipe),
         only={name: list(values) for name, values in plan.only.items()},
+        made=_made(cells, command, environment, earlier),
         command=command,
         environment=environment,
     )  # fmt: skip
+
+
+def _dated(cell: ItemCell, date: str) -> ItemCell:
+    if cell.ours is None:
+        return cell
+    return cell.model_copy(update={"ours": cell.ours.model_copy(update={"date": date})})
+
+
+def _made(
+    cells: Sequence[ItemCell], command: str, environment: Environment, earlier: Item | None
+) -> tuple[Made, ...]:
+    """The commands that the cells' numbers come from, this one last."""
+    count = Counter(cell.ours.date for cell in cells if cell.ours is not None)
+    before = () if earlier is None else _commands(earlier)
+    now = Made(command=command, date=environment.date, git_commit=environment.git_commit, cells=0)
+    return tuple(
+        one.model_copy(update={"cells": count[one.date]})
+        for one in (*before, now)
+        if count[one.date]
+    )
+
+
+def _commands(item: Item) -> tuple[Made, ...]:
+    """Where an item's numbers come from; one of before `made` has its last command alone."""
+    here = item.environment
+    whole = Made(command=item.command, date=here.date, git_commit=here.git_commit, cells=0)
+    return item.made or (whole,)
 
 
 def save(item: Item, results_dir: Path) -> Path:
@@ -196,7 +237,7 @@ def _measured(one: Wanted, answers: Answers) -> Measured:
 
 def _worst(one: Wanted, answers: Answers) -> Measured:
     """Per example broken by any of the answers, on the examples that all of them share."""
-    values, files = [], []
+    values, alone, files = [], [], []
     n = 0
     for group in one.worst:
         eps = group[0].asked.eps
@@ -207,16 +248,21 @@ def _worst(one: Wanted, answers: Answers) -> Measured:
             assert stored is not None
             records.append(stored.record())
         shared = records[0].index
-        standing = np.ones(len(shared), dtype=bool)
-        for record in records:
+        standing = own = np.ones(len(shared), dtype=bool)
+        for at, record in enumerate(records):  # AutoAttack first, then the paper's
             place = {int(index): at for at, index in enumerate(record.index)}
             rows = [place[int(index)] for index in shared]
-            standing &= metrics.least_distance(record)[rows] > metrics.largest_allowed(eps)
+            stands = metrics.least_distance(record)[rows] > metrics.largest_allowed(eps)
+            standing = standing & stands
+            own = own & stands if at else own
         n = len(shared)
         interval = metrics.wilson(int(standing.sum()), n)
         values.append((interval.value, interval.low, interval.high))
+        alone.append(float(own.mean()))
         files += [answers.path(each) for each in group]
-    return _summary(one, values, n, files, ())
+    found = _summary(one, values, n, files, ())
+    own_attacks = round(_factor(one.cell.unit) * sum(alone) / len(alone), 4)
+    return found.model_copy(update={"own_attacks": own_attacks})
 
 
 def _summary(
@@ -267,7 +313,7 @@ def _runs(wanted: Sequence[Wanted], results_dir: Path) -> list[ItemRun]:
 
 def _run(info: RunInfo, training: Training, folder: Path) -> ItemRun:
     epochs = sum(int(phase["epochs"]) for phase in info.phases)
-    clean = (info.best or {}).get("value")
+    clean = (info.best or {}).get("validation_accuracy")
     return ItemRun(
         id=info.id,
         defense=info.defense,
@@ -287,7 +333,7 @@ def _deviations(training: Training) -> tuple[str, ...]:
     from dataclasses import asdict, replace
 
     ours = training.question
-    printed = replace(training, preset="paper").question
+    printed = replace(training, preset="paper", settings=training.printed_settings).question
     pairs = [
         *zip(asdict(ours.train).items(), asdict(printed.train).items()),
         *zip(ours.defense_settings.items(), printed.defense_settings.items()),
@@ -301,24 +347,58 @@ def _deviations(training: Training) -> tuple[str, ...]:
 
 
 def _earlier(results_dir: Path, item: str, preset: str) -> Item | None:
+    """The item as it was stored before; a damaged file is put aside, not in the way."""
     path = items.folder(results_dir, item, preset) / "result.json"
-    return items.load(path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return items.load(path)
+    except UserError as error:
+        aside = path.with_suffix(".damaged")
+        path.replace(aside)
+        said = f"{error.message}; it is now {aside.name}, and the item is made without it"
+        warnings.warn(said, Notice, stacklevel=2)
+        return None
 
 
 def _merged(
-    cells: list[ItemCell], runs: list[ItemRun], earlier: Item
+    cells: list[ItemCell], runs: list[ItemRun], earlier: Item, recipe: Recipe
 ) -> tuple[list[ItemCell], list[ItemRun]]:
-    """New cells, with the earlier ones in the places that were not measured now."""
+    """New cells, with the earlier numbers in the places that were not measured now.
 
-    def place(cell: ItemCell) -> str:
-        return json.dumps([cell.arm, sorted(cell.keys.items())], default=str)
+    What is printed, and what became of a cell this time, is always as it is now.
+    """
 
-    before = {place(cell): cell for cell in earlier.cells if cell.ours is not None}
+    def place(cell: ItemCell, arm: str | None = None) -> str:
+        named = cell.arm if arm is None else arm
+        return json.dumps([named, sorted(cell.keys.items())], default=str)
+
+    older = [
+        cell if cell.ours is None or cell.ours.date else _dated(cell, earlier.environment.date)
+        for cell in earlier.cells
+    ]
+    before = {place(cell): cell for cell in older if cell.ours is not None}
     merged = []
     for cell in cells:
         old = before.pop(place(cell), None)
-        merged.append(old if old is not None and cell.ours is None else cell)
-    merged += before.values()  # arms and strong cells that were not asked for this time
+        if old is not None and cell.ours is None:
+            status = "failed" if cell.status == "failed" else "measured"
+            cell = cell.model_copy(update={"ours": old.ours, "status": status})
+        elif old is not None and old.ours is not None:
+            same = _dated(cell, old.ours.date)
+            cell = same if same.ours == old.ours else cell  # the same again is nothing new
+        merged.append(cell)
+    # Readings and worst cases that were not asked for this time.
+    headline = {place(cell): cell for cell in merged if not cell.arm}
+    arms = {arm.name for arm in recipe.arms}
+    worst = [strong_keys(recipe, cell.keys) for cell in recipe.cells()]
+    for old in before.values():
+        now = headline.get(place(old, ""))
+        if old.arm in arms and now is not None:
+            kept = {"arm": old.arm, "ours": old.ours, "status": "measured", "reason": None}
+            merged.append(now.model_copy(update=kept))
+        elif not old.arm and old.keys in worst:
+            merged.append(old)
     known = {run.id for run in runs}
     return merged, runs + [run for run in earlier.runs if run.id not in known]
 
@@ -326,7 +406,7 @@ def _merged(
 def _agreement(recipe: Recipe, headline: Sequence[ItemCell]) -> Agreement:
     printed = [cell for cell in headline if cell.printed is not None]
     both = [cell for cell in printed if cell.ours is not None]
-    within = sum(abs(item_grid.points(cell) or 0.0) <= WITHIN for cell in both)
+    near = [cell for cell in both if abs(item_grid.points(cell) or 0.0) <= WITHIN]
     groups: dict[tuple[Key, ...], list[ItemCell]] = {}
     for cell in both:
         groups.setdefault(tuple(cell.keys[k] for k in recipe.layout.columns), []).append(cell)
@@ -336,7 +416,14 @@ def _agreement(recipe: Recipe, headline: Sequence[ItemCell]) -> Agreement:
         )
         for place, group in groups.items()
     )
-    return Agreement(printed=len(printed), measured=len(both), within_two=within, columns=columns)
+    return Agreement(
+        printed=len(printed),
+        measured=len(both),
+        within_two=len(near),
+        cited=sum(cell.cited for cell in both),
+        cited_within_two=sum(cell.cited for cell in near),
+        columns=columns,
+    )
 
 
 def _tau(cells: Sequence[ItemCell]) -> float | None:

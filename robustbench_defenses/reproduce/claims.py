@@ -1,19 +1,23 @@
 """Whether the paper's statements hold: for our numbers, and for the printed ones.
 
 greater   every cell that `where` and `left` match lies above (by `by`) its twin, the cell whose
-          keys differ only as `right` says
+          place in the table differs only as `right` says
 at_most, at_least   every cell against `value`
 monotone  along the key `along`, rising, values never rise by more than `tolerance` (`order:
           [rising]`: never fall), and the last lies below (above) the first by `by` at least
 spread    largest minus smallest value along a key is at most `value`
-order     values fall along a key in the order given
-top       the best `value` (1) places along a key hold only entries of `order`
+order     values fall along a key in the order given; equal ones do not
+top       the best `value` (1) places along a key hold the entries of `order`, and nobody else
+
+A claim with several checks holds where all of them do. One cell is enough to refute a claim; it
+holds only when every cell it speaks of is measured, and until then "so far".
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from ..report.item import ItemCell, ItemClaim, Key
 from .recipe import Check, Claim, Where, matches
@@ -22,31 +26,60 @@ Value = Callable[[ItemCell], float | None]
 Point = tuple[Mapping[str, Key], float]
 
 
-def judge(claim: Claim, cells: Sequence[ItemCell]) -> ItemClaim:
-    """The claim with its verdicts on headline `cells`; without a check, or cells, undecided."""
-    if claim.check is None:
-        return ItemClaim(id=claim.id, text=claim.text)
-    ours = _points(claim.check, cells, lambda cell: cell.ours.value if cell.ours else None)
-    printed = _points(claim.check, cells, lambda cell: cell.printed)
-    seen = TESTS[claim.check.kind](claim.check, ours)
+@dataclass(frozen=True)
+class Seen:
+    """`faults`: what speaks against a check; `used`: how many cells were compared."""
+
+    faults: list[str]
+    used: int
+
+    def __add__(self, other: Seen) -> Seen:
+        return Seen(self.faults + other.faults, self.used + other.used)
+
+
+def judge(claim: Claim, cells: Sequence[ItemCell], layout: Sequence[str]) -> ItemClaim:
+    """The claim with its verdicts on headline `cells`, whose place the keys of `layout` tell;
+    without a check, or before every cell is measured, undecided."""
+    if not claim.checks:
+        return ItemClaim(id=claim.id, text=claim.text, own=claim.own)
+    cells = [cell for cell in cells if cell.status != "cited"]
+    whole = _seen(claim, cells, layout, lambda cell: 0.0).used
+    ours = _seen(claim, cells, layout, lambda cell: cell.ours.value if cell.ours else None)
+    printed = _seen(claim, cells, layout, lambda cell: cell.printed)
     return ItemClaim(
         id=claim.id,
         text=claim.text,
-        ours=None if seen is None else not seen,
-        printed=_holds(TESTS[claim.check.kind](claim.check, printed)),
-        sentence="" if seen is None else _sentence(seen),
+        own=claim.own,
+        ours=_verdict(ours, whole),
+        printed=_verdict(printed, whole),
+        sentence=_sentence(ours, whole),
     )
 
 
-def _holds(faults: list[str] | None) -> bool | None:
-    return None if faults is None else not faults
+def _seen(claim: Claim, cells: Sequence[ItemCell], layout: Sequence[str], value: Value) -> Seen:
+    found = Seen([], 0)
+    for check in claim.checks:
+        points = _points(check, cells, value)
+        if check.kind == "greater":
+            found += _greater(check, points, layout)
+        else:
+            found += TESTS[check.kind](check, points)
+    return found
 
 
-def _sentence(faults: list[str]) -> str:
-    if not faults:
-        return "holds"
-    more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
-    return f"does not hold: {faults[0]}{more}"
+def _verdict(seen: Seen, whole: int) -> bool | None:
+    if seen.faults:
+        return False
+    return True if 0 < seen.used == whole else None
+
+
+def _sentence(seen: Seen, whole: int) -> str:
+    if seen.faults:
+        more = f" and {len(seen.faults) - 1} more" if len(seen.faults) > 1 else ""
+        return f"does not hold: {seen.faults[0]}{more}"
+    if 0 < seen.used < whole:
+        return f"holds so far: {seen.used} of {whole} cells are measured"
+    return "holds" if seen.used else ""
 
 
 def _points(check: Check, cells: Sequence[ItemCell], value: Value) -> list[Point]:
@@ -76,38 +109,35 @@ def _named(keys: Mapping[str, Key]) -> str:
     return _label(keys, [name for name in keys if name not in ("setting", "budget")])
 
 
-def _greater(check: Check, points: list[Point]) -> list[str] | None:
-    """Faults of pairs; None where no pair is complete."""
-    changed = [*check.left, *check.right]
-    rights = {
-        tuple(sorted((k, v) for k, v in keys.items() if k not in changed)): (keys, value)
-        for keys, value in points
-        if matches(check.right, keys)
-    }
-    faults, pairs = [], 0
+def _greater(check: Check, points: list[Point], layout: Sequence[str]) -> Seen:
+    changed = {*check.left, *check.right}
+
+    def place(keys: Mapping[str, Key]) -> tuple[object, ...]:
+        return tuple(keys.get(name) for name in layout if name not in changed)
+
+    rights = {place(keys): (keys, value) for keys, value in points if matches(check.right, keys)}
+    faults, used = [], 0
     for keys, value in points:
-        if not matches(check.left, keys):
+        twin = rights.get(place(keys))
+        if not matches(check.left, keys) or twin is None or twin[0] is keys:
             continue
-        rest = tuple(sorted((k, v) for k, v in keys.items() if k not in changed))
-        if rest not in rights or rights[rest][0] is keys:
-            continue
-        pairs += 1
-        other, against = rights[rest]
+        used += 2
+        other, against = twin
         if not value > against + check.by:
             faults.append(f"{_named(keys)} {value:.1f} against {_named(other)} {against:.1f}")
-    return faults if pairs else None
+    return Seen(faults, used)
 
 
-def _at_most(check: Check, points: list[Point]) -> list[str] | None:
+def _at_most(check: Check, points: list[Point]) -> Seen:
     limit = check.value or 0.0
     faults = [f"{_named(k)} {v:.1f} is above {limit:g}" for k, v in points if v > limit]
-    return faults if points else None
+    return Seen(faults, len(points))
 
 
-def _at_least(check: Check, points: list[Point]) -> list[str] | None:
+def _at_least(check: Check, points: list[Point]) -> Seen:
     limit = check.value or 0.0
     faults = [f"{_named(k)} {v:.1f} is below {limit:g}" for k, v in points if v < limit]
-    return faults if points else None
+    return Seen(faults, len(points))
 
 
 def _groups(check: Check, points: list[Point]) -> list[dict[Key, float]]:
@@ -124,7 +154,7 @@ def _groups(check: Check, points: list[Point]) -> list[dict[Key, float]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _monotone(check: Check, points: list[Point]) -> list[str] | None:
+def _monotone(check: Check, points: list[Point]) -> Seen:
     groups = _groups(check, points)
     sign = -1.0 if check.order == ["rising"] else 1.0
     faults = []
@@ -136,52 +166,49 @@ def _monotone(check: Check, points: list[Point]) -> list[str] | None:
         (a, first), (b, second) = line[0], line[-1]
         if sign * (first - second) < check.by:
             faults.append(f"{first:.1f} at {check.along} {a}, and {second:.1f} still at {b}")
-    return faults if groups else None
+    return Seen(faults, sum(map(len, groups)))
 
 
-def _spread(check: Check, points: list[Point]) -> list[str] | None:
+def _spread(check: Check, points: list[Point]) -> Seen:
     groups = _groups(check, points)
     faults = []
     for group in groups:
         width = max(group.values()) - min(group.values())
         if width > (check.value or 0.0):
             faults.append(f"values {width:.1f} points apart along {check.along}")
-    return faults if groups else None
+    return Seen(faults, sum(map(len, groups)))
 
 
-def _order(check: Check, points: list[Point]) -> list[str] | None:
-    faults, whole = [], 0
+def _order(check: Check, points: list[Point]) -> Seen:
+    faults, used = [], 0
     for group in _groups(check, points):
-        values = [group.get(name) for name in check.order]
-        if any(value is None for value in values):
+        known = [(name, group[name]) for name in check.order if name in group]
+        if len(known) < 2:
             continue
-        whole += 1
-        known = [value for value in values if value is not None]
-        if any(a < b for a, b in itertools.pairwise(known)):
-            shown = ", ".join(f"{v:.1f} at {check.along} {n}" for n, v in zip(check.order, known))
+        used += len(known)
+        if any(a <= b for (_, a), (_, b) in itertools.pairwise(known)):
+            shown = ", ".join(f"{value:.1f} at {check.along} {name}" for name, value in known)
             faults.append(f"the values do not fall in this order: {shown}")
-    return faults if whole else None
+    return Seen(faults, used)
 
 
-def _top(check: Check, points: list[Point]) -> list[str] | None:
+def _top(check: Check, points: list[Point]) -> Seen:
     places = int(check.value or 1)
-    faults, whole = [], 0
+    faults, used = [], 0
     for group in _groups(check, points):
         ours = [value for name, value in group.items() if name in check.order]
         if not ours:
             continue
-        whole += 1
-        ranked = sorted(group.values(), reverse=True)
-        # With one name: it is among the best `places`; with several: they are these places.
-        worst = ours[0] if len(check.order) == 1 else min(ours)
-        if worst < ranked[min(places, len(ranked)) - 1]:
-            best = max(group, key=lambda name: group[name])
-            faults.append(f"{best} has {group[best]:.1f}, {check.order[0]} {ours[0]:.1f}")
-    return faults if whole else None
+        used += len(group)
+        rivals = {name: value for name, value in group.items() if name not in check.order}
+        before = sum(value >= min(ours) for value in rivals.values())
+        if len(check.order) + before > places:
+            best = max(rivals, key=lambda name: rivals[name])
+            faults.append(f"{best} has {rivals[best]:.1f}, {check.order[0]} {ours[0]:.1f}")
+    return Seen(faults, used)
 
 
-TESTS: dict[str, Callable[[Check, list[Point]], list[str] | None]] = {
-    "greater": _greater,
+TESTS: dict[str, Callable[[Check, list[Point]], Seen]] = {
     "at_most": _at_most,
     "at_least": _at_least,
     "monotone": _monotone,

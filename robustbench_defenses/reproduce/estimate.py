@@ -167,11 +167,11 @@ def _sum(values: Sequence[float | None]) -> float | None:
     return sum(known) if len(known) == len(values) else None
 
 
-def machine_of(device: str, threads: int | None) -> Machine:
+def machine_of(device: str, threads: int | None, precision: str = "auto") -> Machine:
     """The machine that the plan will run on; `UserError` as of `core.device.machine`."""
     from ..core.device import machine
 
     try:
-        return machine(device, "auto", threads)
+        return machine(device, precision, threads)
     except RuntimeError as error:  # a driver that is there and does not work
         raise UserError(f"device {device} cannot be used: {error}") from error

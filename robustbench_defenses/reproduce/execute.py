@@ -28,6 +28,7 @@ from ..core.progress import Progress, Silent
 from .jobs import Job, Place, run
 
 TRIES = 3
+LOOK = 1.0  # seconds between two looks at the children
 Told = Callable[["Outcome", int, int], None]
 
 
@@ -58,7 +59,7 @@ def execute(
         raise UserError(f"--jobs {workers}: at least 1 is needed")
     if workers == 1:
         return _serial(jobs, place, progress or Silent(), told)
-    return _local(jobs, place, workers, told)
+    return _local(jobs, place, workers, progress or Silent(), told)
 
 
 def _not_run(job: Job, outcomes: Mapping[str, Outcome]) -> Outcome | None:
@@ -127,7 +128,10 @@ class _Children:
                 child.send_signal(signal.SIGINT)
 
 
-def _local(jobs: Sequence[Job], place: Place, workers: int, told: Told) -> dict[str, Outcome]:
+def _local(
+    jobs: Sequence[Job], place: Place, workers: int, progress: Progress, told: Told
+) -> dict[str, Outcome]:
+    progress.start(f"{workers} jobs side by side", len(jobs))
     outcomes: dict[str, Outcome] = {}
     waiting = list(jobs)
     children = _Children()
@@ -150,7 +154,8 @@ def _local(jobs: Sequence[Job], place: Place, workers: int, told: Told) -> dict[
                         running[pool.submit(_child, job, place, threads, children)] = job
                 if not running:
                     continue
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                progress.update(len(outcomes), ", ".join(job.name for job in running.values()))
+                done, _ = wait(running, timeout=LOOK, return_when=FIRST_COMPLETED)
                 for future in done:
                     job = running.pop(future)
                     outcomes[job.name] = future.result()
@@ -161,6 +166,7 @@ def _local(jobs: Sequence[Job], place: Place, workers: int, told: Told) -> dict[
                 f"interrupted with {len(outcomes)} of {len(jobs)} jobs done; "
                 "the same command goes on"
             ) from None
+    progress.finish()
     return outcomes
 
 

@@ -7,7 +7,7 @@ and two processes that run the same one do no harm.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,8 @@ def frozen(settings: Mapping[str, Any]) -> Settings:
 
 @dataclass(frozen=True)
 class Training:
-    """One training as `rrd train` would be asked for it."""
+    """One training as `rrd train` would be asked for it; `printed`: its settings at the preset
+    `paper` where these are others."""
 
     defense: str
     dataset: str
@@ -38,6 +39,13 @@ class Training:
     variant: str | None = None
     seed: int = 0
     settings: Settings = ()
+    precision: str = "auto"
+    printed: Settings | None = field(default=None, compare=False)
+
+    @property
+    def printed_settings(self) -> Settings:
+        """The settings with which the paper trained."""
+        return self.settings if self.printed is None else self.printed
 
     @cached_property
     def question(self) -> Question:
@@ -46,7 +54,7 @@ class Training:
 
         return ask(
             self.defense, self.dataset, self.model, preset=self.preset, variant=self.variant,
-            seed=self.seed, settings=dict(self.settings),
+            seed=self.seed, settings=dict(self.settings), precision=self.precision,
         )  # fmt: skip
 
     @property
@@ -123,7 +131,14 @@ def _settings(raw: Any) -> Settings:
 
 
 def _training(raw: Mapping[str, Any]) -> Training:
-    return Training(**{**raw, "settings": _settings(raw["settings"])})
+    printed = raw["printed"]
+    return Training(
+        **{
+            **raw,
+            "settings": _settings(raw["settings"]),
+            "printed": None if printed is None else _settings(printed),
+        }
+    )
 
 
 def _evaluation(raw: Mapping[str, Any]) -> Evaluation:
@@ -138,13 +153,17 @@ def _evaluation(raw: Mapping[str, Any]) -> Evaluation:
 
 @dataclass(frozen=True)
 class Place:
-    """Where and how jobs run; none of it decides numbers."""
+    """Where and how jobs run; `seed` is that of the attacks. Only seed and precision decide
+    numbers."""
 
     results_dir: Path
     data_dir: Path | None = None
     device: str = "auto"
     threads: int | None = None
     fresh: bool = False
+    precision: str = "auto"
+    batch_size: int | None = None
+    seed: int = 0
 
 
 def run(job: Job, place: Place, progress: Progress | None = None) -> dict[str, str]:
@@ -164,7 +183,7 @@ def _train(training: Training, place: Place, progress: Progress) -> str:
         training.defense, training.dataset, training.model, preset=training.preset,
         variant=training.variant, seed=training.seed, settings=dict(training.settings),
         data_dir=place.data_dir, results_dir=place.results_dir, device=place.device,
-        threads=place.threads, fresh=place.fresh, progress=progress,
+        precision=training.precision, threads=place.threads, fresh=place.fresh, progress=progress,
     )  # fmt: skip
     return run.id
 
@@ -187,6 +206,9 @@ def _evaluate(job: Job, place: Place, progress: Progress) -> dict[str, str]:
             results_dir=place.results_dir,
             device=place.device,
             threads=place.threads,
+            precision=place.precision,
+            batch_size=place.batch_size,
+            seed=place.seed,
             fresh=place.fresh,
             progress=progress,
         )

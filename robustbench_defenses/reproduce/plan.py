@@ -51,6 +51,8 @@ class Plan:
     missing: dict[str, str] = field(default_factory=dict)  # data set: what is wrong with it
     only: dict[str, list[str]] = field(default_factory=dict)
     strong: bool = False
+    seed: int = 0
+    precision: str = "auto"
 
     def of(self, item: str) -> list[Wanted]:
         """The cells of one item."""
@@ -65,11 +67,14 @@ def make(
     only: Only | None = None,
     stand_in: bool = False,
     strong: bool = False,
+    seed: int = 0,
+    precision: str = "auto",
 ) -> Plan:
     """The plan of some recipes at a preset; everything that can be known before is checked.
 
     `only`: cell keys (and `arm`, `item`) to the texts of wanted values; `stand_in`: declared
-    stand-ins take the place of data sets that are not here. Unknown names: `UserError`.
+    stand-ins take the place of data sets that are not here; `seed` is added to those of the
+    trainings, `precision` is theirs. Unknown names: `UserError`.
     """
     if preset not in LEVELS:
         raise UserError(
@@ -77,7 +82,7 @@ def make(
         )
     level = LEVELS[preset]
     used = [one.with_two_points() if level.two_points else one for one in chosen]
-    plan = Plan(preset, level, used, [], [], strong=strong)
+    plan = Plan(preset, level, used, [], [], strong=strong, seed=seed, precision=precision)
     plan.only = {name: list(values) for name, values in (only or {}).items()}
     _check_only(plan)
     for recipe in plan.recipes:
@@ -144,7 +149,13 @@ def _cells(plan: Plan, recipe: Recipe, data_dir: Path, stand_in: bool) -> list[W
                 continue
             found.append(_wanted(plan, recipe, cell, arm, data_dir, stand_in))
     if plan.strong:
-        found += _strong(plan, recipe, found)
+        # A worst case is over all of the paper's attacks, those that were not asked for too.
+        beside = [
+            _wanted(plan, recipe, one.cell, "", data_dir, stand_in)
+            for one in found
+            if one.status == "left_out" and not one.arm
+        ]
+        found += _strong(plan, recipe, found, beside)
     return found
 
 
@@ -226,23 +237,31 @@ def _training(plan: Plan, rule: SubjectRule, dataset: str, seed: int) -> Trainin
         model=None if collapsed else rule.model,
         preset=plan.preset,
         variant=rule.variant,
-        seed=seed,
+        seed=plan.seed + seed,
         settings=frozen({**rule.settings, **rule.by_preset.get(plan.preset, {})}),
+        precision=plan.precision,
+        printed=frozen({**rule.settings, **rule.by_preset.get("paper", {})}),
     )
     # Networks for colour images have no place on a stand-in of another shape, so ask at once.
     _ = made.run_id
     return made
 
 
-def _strong(plan: Plan, recipe: Recipe, found: list[Wanted]) -> list[Wanted]:
-    """One worst-case cell per subject and Linf budget of the headline cells."""
+def _strong(
+    plan: Plan, recipe: Recipe, found: Sequence[Wanted], beside: Sequence[Wanted]
+) -> list[Wanted]:
+    """One worst-case cell per subject and Linf budget of the headline cells in `found`, over them
+    and those of `beside`."""
     groups: dict[tuple[tuple[str, Key], ...], list[Wanted]] = {}
-    for one in found:
+    for at, one in enumerate((*found, *beside)):
         eps = one.cell.keys.get("eps")
         if one.arm or not one.answers or not eps or not _is_linf(one.answers[0].asked.attack):
             continue
-        keys = _strong_keys(recipe, one.cell.keys)
-        groups.setdefault(tuple(sorted(keys.items())), []).append(one)
+        place = tuple(sorted(strong_keys(recipe, one.cell.keys).items()))
+        if at < len(found):
+            groups.setdefault(place, []).append(one)
+        elif place in groups:
+            groups[place].append(one)
     made = []
     for place, members in groups.items():
         worst = []
@@ -264,7 +283,7 @@ def _is_linf(attack: str) -> bool:
     return attack != CLEAN and (attack == "fgsm" or full_name(attack).endswith("_linf"))
 
 
-def _strong_keys(recipe: Recipe, keys: Mapping[str, Key]) -> dict[str, Key]:
+def strong_keys(recipe: Recipe, keys: Mapping[str, Key]) -> dict[str, Key]:
     """The keys of the worst-case cell beside a cell."""
     layout = (*recipe.layout.rows, *recipe.layout.columns)
     changed = {**keys, "attack": STRONG}

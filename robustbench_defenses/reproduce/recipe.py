@@ -83,11 +83,19 @@ class Check(_Part):
 
 
 class Claim(_Part):
-    """What the paper says of the item, and how to see whether it holds."""
+    """What the paper says of the item, and how to see whether it holds: by one check or several;
+    `own`: our statement, not the paper's."""
 
     id: str
     text: str
-    check: Check | None = None
+    check: Check | tuple[Check, ...] | None = None
+    own: bool = False
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        if self.check is None:
+            return ()
+        return self.check if isinstance(self.check, tuple) else (self.check,)
 
 
 class Layout(_Part):

@@ -16,6 +16,7 @@ from .train import prepare
 from .trainer import batch_of, own_randomness, step
 
 TIMED_STEPS = 2  # after one that warms up
+LONG = 1.0  # seconds; where so many are spent, no further step is timed
 
 
 def estimate(question: Question, machine: Machine, data_dir: str | Path | None = None) -> float:
@@ -44,6 +45,8 @@ def estimate(question: Question, machine: Machine, data_dir: str | Path | None =
                 terms = step(phase, batch_of(phase, *batch, question.seed, *middle), machine.device)
                 torch.stack(list(terms.values())).sum().item()  # waits for the device
                 taken.append(time.perf_counter() - begun)
+                if sum(taken) > LONG:
+                    break
             timed = taken[1:] or taken
             seconds += phase.epochs * steps * sum(timed) / len(timed)
     return seconds

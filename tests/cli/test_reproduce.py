@@ -86,6 +86,7 @@ def test_the_same_again_is_answered_from_the_store(
     assert main(command) == 0
     second = json.loads(capsys.readouterr().out)
     assert first["items"][0]["cells"] == second["items"][0]["cells"]
+    assert first["items"][0]["made"] == second["items"][0]["made"]
     assert stamps == [path.stat().st_mtime_ns for path in weights]
     assert first["failed"] == []
 
@@ -156,9 +157,35 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "to do" in shown
 
 
-def test_a_failed_job_is_told_and_the_rest_goes_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_a_dry_run_in_json_is_one_document(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    results = tmp_path / "results"
+    assert main(["reproduce", *SOME, "--results", str(results), "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert {job["kind"] for job in plan["jobs"]} == {"train", "eval"}
+    assert all(job["state"] == "to do" and job["seconds"] > 0 for job in plan["jobs"])
+    assert plan["seconds"] == pytest.approx(sum(job["seconds"] for job in plan["jobs"]))
+    assert plan["cells"]["selected"] == 10
+    assert not results.exists()
+
+
+def test_precision_seed_and_batch_size_reach_the_jobs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["reproduce", "aicr/table6", "--preset", "smoke", "--only", "defense=nt",
+               "--only", "attack=pgd_linf", "--results", str(tmp_path), "--json",
+               "--precision", "fp32", "--seed", "3", "--batch-size", "50"]  # fmt: skip
+    assert main(command) == 0
+    item = json.loads(capsys.readouterr().out)["items"][0]
+    assert [run["seed"] for run in item["runs"]] == [3]
+    (name, *_) = next(cell["ours"]["results"] for cell in item["cells"] if cell["ours"])
+    stored = json.loads((tmp_path / name).read_text(encoding="utf-8"))
+    assert stored["environment"]["precision"] == "fp32"
+    assert main([*command, "--batch-size", "0"]) == 2
+
+
+def _pcl_diverges(monkeypatch: pytest.MonkeyPatch) -> None:
     from robustbench_defenses.core.errors import UserError
     from robustbench_defenses.reproduce import jobs
 
@@ -170,6 +197,67 @@ def test_a_failed_job_is_told_and_the_rest_goes_on(
         return original(training, place, progress)
 
     monkeypatch.setattr(jobs, "_train", train)
+
+
+def _item(folder: Path) -> items.Item:
+    return items.load(items.folder(folder, "aicr/table6", "smoke") / "result.json")
+
+
+def test_an_earlier_number_does_not_hide_a_failure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = ["reproduce", *SOME, "--results", str(tmp_path)]
+    assert main(base) == 0
+    first = _item(tmp_path)
+    _pcl_diverges(monkeypatch)
+    assert main([*base, "--fresh"]) == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    second = _item(tmp_path)
+    pcl = [cell for cell in second.cells if cell.keys["defense"] == "pcl" and cell.ours]
+    assert {cell.status for cell in pcl} == {"failed"}
+    assert f"{len(pcl)} cells failed this time and show an earlier number" in shown
+    assert {cell.ours.date for cell in pcl if cell.ours} == {first.environment.date}
+    assert [made.cells for made in second.made] == [10]  # nt came out as before
+
+
+def test_what_is_printed_is_taken_from_the_recipe_of_today(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["reproduce", "aicr/table6", "--preset", "smoke", "--results", str(tmp_path), "--quiet"]
+    assert main([*base, "--only", "defense=nt", "--only", "attack=fgsm", "--strong"]) == 0
+    path = items.folder(tmp_path, "aicr/table6", "smoke") / "result.json"
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    at = next(i for i, cell in enumerate(stored["cells"]) if cell["ours"])
+    stored["cells"][at]["printed"] = 12.3
+    gone = {**stored["cells"][at], "keys": {**stored["cells"][at]["keys"], "attack": "other"}}
+    stored["cells"].append(gone)
+    path.write_text(json.dumps(stored), encoding="utf-8")
+    time.sleep(1.1)  # commands are told apart by their second
+    assert main([*base, "--only", "defense=nt", "--only", "attack=none"]) == 0
+    again = _item(tmp_path)
+    assert 12.3 not in [cell.printed for cell in again.cells]
+    assert "other" not in {cell.keys["attack"] for cell in again.cells}
+    assert sum(cell.ours is not None for cell in again.strong()) == 2  # kept, not asked for
+    assert again.cells[at].ours is not None
+    assert [made.cells for made in again.made] == [4, 1]
+
+
+def test_a_damaged_item_is_put_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["reproduce", "aicr/table6", "--preset", "smoke", "--results", str(tmp_path), "--quiet",
+            "--only", "defense=nt", "--only", "attack=none"]  # fmt: skip
+    assert main(base) == 0
+    path = items.folder(tmp_path, "aicr/table6", "smoke") / "result.json"
+    path.write_text(path.read_text(encoding="utf-8")[:200], encoding="utf-8")
+    assert main(base) == 0
+    assert "it is now result.damaged" in capsys.readouterr().err
+    assert path.with_suffix(".damaged").is_file()
+    assert _cells(tmp_path)
+
+
+def test_a_failed_job_is_told_and_the_rest_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _pcl_diverges(monkeypatch)
     assert main(["reproduce", *SOME, "--results", str(tmp_path)]) == 1
     shown = capsys.readouterr()
     assert "failed: train digits-lenet-pcl_at_fgsm" in shown.err

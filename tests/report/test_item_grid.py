@@ -1,4 +1,4 @@
-"""Items in the paper's shape: heads, order, strong cells, marks, feet."""
+"""Items in the paper's shape: heads, order, strong cells, marks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from robustbench_defenses.report import item_grid
-from robustbench_defenses.report.item import Agreement, ColumnAgreement, ItemRun
 from tests.report import items
 
 
@@ -166,73 +165,11 @@ def test_kendall_tau_stands_under_its_column() -> None:
     assert taus == [1.0, 0.6667, None, None, None]
 
 
-def test_feet_say_what_a_reader_must_know() -> None:
-    feet = item_grid.feet(items.table())
-    assert feet[0] == (
-        "22 of 24 printed cells measured · 6 within 2 points · printed order kept in 1 of 2 "
-        "columns (Kendall tau 0.83 on average)"
-    )
-    assert feet[1] == "accuracy in percent · 95 % interval up to ±2.5 · mean over 2 seeds"
-    assert "! logit <scale> (afd)" in feet
-    assert not any("sample size" in line for line in feet)
-    assert (
-        "strong: worst case per image over all of the paper's attacks and AutoAttack, n = 200"
-        in (feet)
-    )
-    assert "digits stands in for cifar10: not the data that the paper used" in feet
-    assert "quick: 6 epochs instead of 100, 1 other setting differs" in feet
-    assert any("the loss diverged in epoch 3" in line for line in feet)
-    assert "1 cell failed: out of memory" in feet
-    assert "1 cell cannot be measured here: no svhn" in feet
-    assert "1 cell cited by the paper only, not run by us" in feet
-
-
-def test_feet_of_an_empty_item_are_silent() -> None:
+def test_the_heading_of_an_item_without_a_print() -> None:
     bare = items.item([items.cell({"defense": "nt", "attack": "fgsm"})])
-    bare = bare.model_copy(update={"agreement": Agreement(printed=0, measured=0, within_two=0)})
-    assert item_grid.feet(bare) == []
     assert item_grid.heading(bare) == "afd/table1 · quick · n = 1,000"
-
-
-def test_the_mean_tau_is_over_columns_that_have_one() -> None:
-    columns = tuple(
-        ColumnAgreement(column={"attack": str(at)}, tau=tau, cells=3)
-        for at, tau in enumerate((1.0, None, 0.0))
-    )
-    found = Agreement(printed=9, measured=9, within_two=9, columns=columns)
-    line = item_grid.agreement(items.table(agreement=found))
-    assert line.endswith("printed order kept in 1 of 2 columns (Kendall tau 0.50 on average)")
-
-
-def test_epochs_and_images_are_told_and_other_deviations_counted() -> None:
-    def run(*deviations: str) -> ItemRun:
-        return ItemRun(
-            id="a", defense="nt", dataset="d", model="m", seed=0, epochs=1, deviations=deviations
-        )
-
-    runs = (
-        run("epochs 3 instead of 300", "limit_train 2000 instead of 0", "loss a instead of b"),
-        run("epochs 3 instead of 40", "limit_train 2000 instead of 0", "width 8 instead of 32"),
-    )
-    said = "3 epochs instead of 40 to 300, 2,000 training images instead of all"
-    assert item_grid.schedule(items.table(runs=runs)) == [f"quick: {said}, 2 other settings differ"]
-    alone = items.table(runs=(run("limit_train 100 instead of 500"),))
-    assert item_grid.schedule(alone) == ["quick: 100 training images instead of 500"]
-    unread = items.table(runs=(run("limit_train some instead of many", "b"),))
-    said = "quick: some training images instead of many, 1 other setting differs"
-    assert item_grid.schedule(unread) == [said]
-    assert item_grid.schedule(items.table(runs=(run(),))) == []
 
 
 def test_titles_of_items() -> None:
     assert item_grid.title(items.table()) == "table 1"
     assert item_grid.title(items.figure()) == "figure A2"
-
-
-def test_attacks_with_fewer_images_are_named() -> None:
-    cells = [items.cell({"attack": "fgsm"}, 1.0), items.cell({"attack": "cw"}, 1.0)]
-    assert cells[1].ours is not None
-    fewer = cells[1].ours.model_copy(update={"n": 200})
-    cells[1] = cells[1].model_copy(update={"ours": fewer})
-    assert "cw: n = 200" in item_grid.feet(items.item(cells))
-    assert not [line for line in item_grid.feet(items.item(cells[:1])) if "fgsm: n" in line]

@@ -114,6 +114,19 @@ def test_strong_cells_are_the_worst_over_everything_at_their_budget() -> None:
     assert {one.cell.keys["eps"] for one in strong} == {0.1, 0.15, 0.2}
 
 
+def test_worst_cases_are_over_attacks_that_were_not_asked_for_too() -> None:
+    def groups(**only: list[str]) -> dict[str, set[str]]:
+        plan = _plan("aicr/table6", strong=True, only={"defense": ["aicr"], **only})
+        found = {}
+        for one in plan.wanted:
+            for group in one.worst:
+                found[str(one.cell.keys["eps"])] = {each.key for each in group}
+        return found
+
+    assert groups(attack=["fgsm"])["0.1"] == groups()["0.1"]
+    assert set(groups(attack=["fgsm"])) == {"0.1", "0.2"}  # FGSM's own budgets, and no other
+
+
 def test_smoke_takes_two_points_of_a_sweep() -> None:
     widths = {one.cell.keys["width"] for one in _plan("aicr/figure3").wanted}
     assert widths == {16, 256, 1024}  # 1024 is printed in another item
@@ -128,7 +141,10 @@ def test_a_job_survives_its_record() -> None:
     import json
 
     for job in _plan("aicr", strong=True).jobs:
-        assert Job.of(json.loads(json.dumps(job.record()))) == job
+        again = Job.of(json.loads(json.dumps(job.record())))
+        assert again == job
+        if job.training is not None:
+            assert again.training.printed == job.training.printed  # type: ignore[union-attr]
 
 
 def test_slow_attacks_have_fewer_images_at_quick() -> None:

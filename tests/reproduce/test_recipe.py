@@ -9,7 +9,9 @@ import pytest
 from robustbench_defenses.core import registry
 from robustbench_defenses.core.errors import UserError
 from robustbench_defenses.evaluation.question import named as attack_named
+from robustbench_defenses.report.item import ItemCell, Measured
 from robustbench_defenses.reproduce import recipe as recipes
+from robustbench_defenses.reproduce.claims import judge
 from robustbench_defenses.reproduce.jobs import Training, frozen
 from robustbench_defenses.reproduce.recipe import Recipe, expand, fill, matches
 
@@ -56,10 +58,22 @@ def test_every_printed_number_is_there_and_has_a_producer(item: Recipe) -> None:
 def test_claims_speak_of_cells_that_exist(item: Recipe) -> None:
     cells = item.cells()
     for claim in item.claims:
-        if claim.check is None:
-            continue
-        for side in (claim.check.where, claim.check.left, claim.check.right):
-            assert any(matches(side, cell.keys) for cell in cells), (claim.id, side)
+        for check in claim.checks:
+            for side in (check.where, check.left, check.right):
+                assert any(matches(side, cell.keys) for cell in cells), (claim.id, side)
+
+
+@pytest.mark.parametrize("item", ITEMS, ids=lambda item: item.id)
+def test_every_check_is_decided_once_all_is_measured(item: Recipe) -> None:
+    layout = (*item.layout.rows, *item.layout.columns)
+    cells = [
+        ItemCell(keys=cell.keys, metric=cell.metric, unit=cell.unit, ours=Measured(value=1, n=9))
+        for cell in item.cells()
+    ]
+    for claim in item.claims:
+        for check in claim.checks:
+            alone = claim.model_copy(update={"check": check})
+            assert judge(alone, cells, layout).ours is not None, claim.id
 
 
 MINIMAL = {
