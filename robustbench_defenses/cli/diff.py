@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..core.errors import UserError
 from .options import DEFAULT_RESULTS, Debug, Json, Quiet, Results
 
 if TYPE_CHECKING:
@@ -51,7 +52,13 @@ def _path(name: str, results: Path) -> Path:
     matching = [each for each in folders if each.name == name] or [
         each for each in folders if each.name.startswith(name)
     ]
-    return matching[0] if len(matching) == 1 else path
+    if len(matching) > 1:
+        names = [each.name for each in matching]
+        raise UserError(
+            f"{name!r} is the beginning of {len(names)} subjects",
+            hint=f"one of {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}",
+        )
+    return matching[0] if matching else path
 
 
 def _document(found: Diff) -> None:
@@ -82,8 +89,17 @@ def _table(found: Diff, quiet: bool) -> None:
         fewest = min(change.n for change in found.changes)
         out.print(f" no example differs in {len(found.changes)} comparisons (n >= {fewest})")
     else:
-        heads = ["subject", "attack", "eps", "A", "B", "B - A", "p", "only A:B"]
-        print_table(heads, [_row(change) for change in moved[:SHOWN]], right=heads[2:])
+        pairs = {(change.subject, change.other) for change in found.changes}
+        if len(pairs) == 1:
+            ((one, other),) = pairs
+            note(f"A  {one}")
+            note(f"B  {other}")
+        heads = ["attack", "eps", "A", "B", "B - A", "p", "only A:B"]
+        rows = [_row(change) for change in moved[:SHOWN]]
+        if len(pairs) > 1:
+            heads = ["subject", *heads]
+            rows = [[_subject(change), *row] for change, row in zip(moved, rows)]
+        print_table(heads, rows, right=heads[-6:])
     if len(moved) > SHOWN:
         note(f"and {len(moved) - SHOWN} smaller ones (--json shows all)")
     for side, names in (("A", found.only_first), ("B", found.only_second)):
@@ -95,15 +111,18 @@ def _table(found: Diff, quiet: bool) -> None:
         note(f"{said} (* McNemar, exact, Holm-corrected, 5 %)")
 
 
-def _row(change: Change) -> list[str]:
+def _subject(change: Change) -> str:
     from ..report.text import shorten
 
-    same = change.subject == change.other
-    subject = change.subject if same else f"{change.subject} / {change.other}"
+    if change.subject == change.other:
+        return shorten(change.subject, 38)
+    return f"{shorten(change.subject, 24)} / {shorten(change.other, 24)}"
+
+
+def _row(change: Change) -> list[str]:
     eps = "any" if change.eps is None else "clean" if change.eps == 0 else f"{change.eps:g}"
     return [
-        shorten(subject, 38),
-        change.attack,
+        " ".join(filter(None, [change.attack, change.settings])),
         eps,
         f"{100 * change.first:.1f}",
         f"{100 * change.second:.1f}",

@@ -1,9 +1,9 @@
 """What changed between two results, or two folders of results, and is it more than chance?
 
-Results are paired by their question: data, examples, attack, parameters, norm. Where both have
-records of the same examples, each eps is compared example by example with McNemar's exact test;
-over all comparisons p-values are corrected by Holm's method (Holm 1979), so that many equal
-results do not make one significant by luck.
+Results are paired by their question (data, examples, attack, parameters, norm) and eps; where a
+side answers one several times, the newest counts. Each pair is compared example by example with
+McNemar's exact test; over all comparisons p-values are corrected by Holm's method (Holm 1979), so
+that many equal results do not make one significant by luck.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ LEVEL = 0.05
 class Change:
     """One eps of one pair of results (0: clean accuracy; None: unbounded accuracy).
 
+    `settings`: in which parameters the attack differs from others of its name that are compared.
     `first`, `second`: accuracies (shares); `only_first`, `only_second`: examples that only one gets
     right; `p`: McNemar's exact p-value, `corrected`: by Holm over all comparisons.
     """
@@ -43,6 +44,7 @@ class Change:
     only_second: int
     p: float
     corrected: float = 1.0
+    settings: str = ""
 
     @property
     def significant(self) -> bool:
@@ -56,7 +58,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Diff:
-    """All changes, and the results that have no partner on the other side, by name."""
+    """All changes, and what has no partner on the other side: subject, attack and eps."""
 
     changes: list[Change]
     only_first: list[str]
@@ -83,13 +85,17 @@ def diff(first: Path, second: Path) -> Diff:
             f"{first} and {second} have no question in common",
             hint="they need the same data, examples, attack and parameters",
         )
+    settings = _settings(shared)
     changes = [
-        change for question in shared for change in _compared(left[question], right[question])
+        _compared(left[question][eps], right[question][eps], eps, settings[question])
+        for question in shared
+        for eps in left[question]
+        if eps in right[question]
     ]
     return Diff(
         changes=_corrected(changes),
-        only_first=[_name(entry) for question, entry in left.items() if question not in right],
-        only_second=[_name(entry) for question, entry in right.items() if question not in left],
+        only_first=_alone(left, right),
+        only_second=_alone(right, left),
     )
 
 
@@ -112,56 +118,86 @@ def _subjects(results: Sequence[StoredResult]) -> set[str]:
     return {entry.result.subject.name for entry in results}
 
 
-def _by_question(
-    results: Sequence[StoredResult], with_subject: bool
-) -> dict[tuple[object, ...], StoredResult]:
-    """Results by their question; of equal questions the newest."""
-    found: dict[tuple[object, ...], StoredResult] = {}
+Question = tuple[tuple[str, str], ...]
+Answers = dict[float | None, StoredResult]
+
+
+def _by_question(results: Sequence[StoredResult], with_subject: bool) -> dict[Question, Answers]:
+    """Results by question and eps (0: clean, None: without a budget), the newest of each."""
+    found: dict[Question, Answers] = {}
     for entry in sorted(results, key=lambda entry: entry.result.environment.date):
-        found[_question(entry.result, with_subject)] = entry
+        answers = found.setdefault(_question(entry.result, with_subject), {})
+        answers[0.0] = entry
+        for point in entry.result.curve:
+            if point.eps > 0:
+                answers[point.eps] = entry
+        if entry.result.unbounded_accuracy is not None:
+            answers[None] = entry
     return found
 
 
-def _question(result: Result, with_subject: bool) -> tuple[object, ...]:
+def _question(result: Result, with_subject: bool) -> Question:
+    """What was asked, as names and values; the attack's name comes first."""
     attack, data = result.attack, result.dataset
-    parameters = tuple(sorted((name, str(value)) for name, value in attack.parameters.items()))
-    asked = (attack.name, attack.norm, attack.targeted, attack.backend, attack.source, parameters)
-    about = (data.name, data.digest, data.subset, result.n, result.sweep, result.view)
-    return (*asked, *about, result.subject.name if with_subject else None)
+    asked = {
+        "attack": attack.name, "norm": attack.norm, "targeted": attack.targeted,
+        "backend": attack.backend, "source": attack.source, **attack.parameters,
+        "dataset": data.name, "digest": data.digest, "subset": data.subset, "n": result.n,
+        "sweep": result.sweep, "view": result.view,
+        "subject": result.subject.name if with_subject else None,
+    }  # fmt: skip
+    return tuple((name, str(value)) for name, value in asked.items())
 
 
-def _name(entry: StoredResult) -> str:
-    return f"{entry.result.subject.name}, {entry.result.attack.name}"
+def _settings(questions: Sequence[Question]) -> dict[Question, str]:
+    """What tells apart the questions of one attack on one subject: `const=0.1`."""
+    groups: dict[tuple[str, str], list[Question]] = {}
+    for question in questions:
+        groups.setdefault((question[0][1], question[-1][1]), []).append(question)
+    found = {}
+    for group in groups.values():
+        shared = set(group[0]).intersection(*group)
+        for question in group:
+            own = [f"{name}={value}" for name, value in question if (name, value) not in shared]
+            found[question] = " ".join(own)
+    return found
 
 
-def _compared(first: StoredResult, second: StoredResult) -> list[Change]:
-    """One change per eps that both results report."""
-    one, two = first.record(), second.record()
-    two = _aligned(one, two, second)
-    grid: list[float | None] = [0.0]
-    both = {point.eps for point in second.result.curve}
-    grid += [point.eps for point in first.result.curve if point.eps > 0 and point.eps in both]
-    if first.result.unbounded_accuracy is not None and second.result.unbounded_accuracy is not None:
-        grid.append(None)
-    changes = []
-    for eps in grid:
-        before, after = standing(one, eps), standing(two, eps)
-        lost, won = int((before & ~after).sum()), int((after & ~before).sum())
-        changes.append(
-            Change(
-                subject=first.result.subject.name,
-                other=second.result.subject.name,
-                attack=first.result.attack.name,
-                eps=eps,
-                n=len(one),
-                first=float(before.mean()),
-                second=float(after.mean()),
-                only_first=lost,
-                only_second=won,
-                p=metrics.mcnemar_exact(lost, won),
-            )
-        )
-    return changes
+def _alone(these: dict[Question, Answers], others: dict[Question, Answers]) -> list[str]:
+    """What only these answer, one text for each result."""
+    missing: dict[str, list[float | None]] = {}
+    for question, answers in these.items():
+        for eps, entry in answers.items():
+            if eps not in others.get(question, {}):
+                name = f"{entry.result.subject.name}, {entry.result.attack.name}"
+                missing.setdefault(name, []).append(eps)
+    return [
+        f"{name} at eps {', '.join(f'{eps:g}' for eps in grid if eps)}" if any(grid) else name
+        for name, grid in missing.items()
+    ]
+
+
+def _compared(
+    first: StoredResult, second: StoredResult, eps: float | None, settings: str
+) -> Change:
+    """The change at one eps that both results report."""
+    one = first.record()
+    two = _aligned(one, second.record(), second)
+    before, after = standing(one, eps), standing(two, eps)
+    lost, won = int((before & ~after).sum()), int((after & ~before).sum())
+    return Change(
+        subject=first.result.subject.name,
+        other=second.result.subject.name,
+        attack=first.result.attack.name,
+        eps=eps,
+        n=len(one),
+        first=float(before.mean()),
+        second=float(after.mean()),
+        only_first=lost,
+        only_second=won,
+        p=metrics.mcnemar_exact(lost, won),
+        settings=settings,
+    )
 
 
 def standing(record: Record, eps: float | None) -> NDArray[np.bool_]:

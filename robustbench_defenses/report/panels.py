@@ -120,8 +120,20 @@ def _panel(dataset: str, norm: str, stored: list[StoredResult]) -> Panel:
             lines.append(Line(worst, subjects[members[0]], "worst case", worst=True))
     panel = Panel(dataset, norm, lines, notes)
     ranked = [line.subject for line in panel.best_first()]
-    lines.sort(key=lambda line: (ranked.index(line.subject), line.worst))
+    first: dict[tuple[str, str | None], int] = {}
+    for line in lines:
+        first.setdefault((line.result.attack.name, line.result.attack.source), len(first))
+    lines.sort(key=lambda line: _place(line, ranked, first))
     return panel
+
+
+def _place(
+    line: Line, ranked: Sequence[str], first: dict[tuple[str, str | None], int]
+) -> tuple[int, bool, int, float]:
+    """Sort key: subjects by rank, then attacks as they came, each by its smallest eps."""
+    attack = line.result.attack
+    eps = min((point.eps for point in line.result.curve if point.eps > 0), default=0.0)
+    return ranked.index(line.subject), line.worst, first[attack.name, attack.source], eps
 
 
 def _order(line: Line) -> tuple[float, float]:

@@ -117,3 +117,43 @@ def test_the_command_exits_with_1_on_a_significant_difference(
     document = json.loads(capsys.readouterr().out)
     assert document["significant"] == sum(c["significant"] for c in document["changes"]) > 0
     assert main(["diff", str(first), str(tmp_path / "none")]) == 2
+
+
+def test_budgets_in_files_of_their_own_are_all_compared(tmp_path: Path) -> None:
+    """As `rrd reproduce` stores them: one result per eps, and newer ones on one side."""
+    record = builders.record(scale=0.4)
+    for folder, grid in (("a", (0.1, 0.2, 0.3)), ("b", (0.3, 0.2))):
+        for at, eps in enumerate(grid):
+            result = builders.result(record)
+            point = next(point for point in result.curve if point.eps == eps)
+            place = result.environment.model_copy(update={"date": f"2026-01-0{at + 1}T00:00:00"})
+            single = result.model_copy(
+                update={"curve": [point], "key": f"{at}" * 8, "environment": place}
+            )
+            store.save(single, record, tmp_path / folder)
+    found = diff(tmp_path / "a", tmp_path / "b")
+    assert sorted(change.eps for change in found.changes if change.eps) == [0.2, 0.3]
+    assert [text.rpartition(" ")[2] for text in found.only_first] == ["0.1"]
+    assert found.only_second == []
+
+
+def test_questions_of_one_attack_are_told_apart_by_what_differs(tmp_path: Path) -> None:
+    record = builders.record(scale=0.4)
+    for folder in ("a", "b"):
+        for steps in (10, 20):
+            result = builders.result(record)
+            attack = result.attack.model_copy(
+                update={"parameters": {**result.attack.parameters, "steps": steps}}
+            )
+            changed = result.model_copy(update={"attack": attack, "key": f"{steps:08d}"})
+            store.save(changed, record, tmp_path / folder)
+    found = diff(tmp_path / "a", tmp_path / "b")
+    assert {change.settings for change in found.changes} == {"steps=10", "steps=20"}
+
+
+def test_an_ambiguous_beginning_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = builders.record()
+    for name in ("one-a", "one-b"):
+        _store(tmp_path, record, subject=builders.subject("nt", id=name, name=name))
+    assert main(["diff", "one", "one-a", "--results", str(tmp_path)]) == 2
+    assert "is the beginning of 2 subjects" in capsys.readouterr().err
