@@ -20,6 +20,7 @@ from ..core import rng
 from ..core.norms import per_row
 from ..engine.losses import misclassified
 from ..engine.protocol import Answer, Query, Rows
+from .gradient import steepest
 
 CARD = {
     "object": "DDN",
@@ -89,8 +90,7 @@ class DDN:
     def tell(self, state: State, rows: Rows, answer: Answer) -> State:
         """One step of the algorithm."""
         assert answer.gradient is not None
-        length = answer.gradient.flatten(1).norm(dim=1)
-        gradient = self._direction(answer.gradient, length, rows, state)
+        gradient = self._direction(answer.gradient, rows, state)
         rate = 0.01 + 0.99 * (1 + torch.cos(math.pi * state.done / self.steps)) / 2
         moved = state.delta + gradient * per_row(rate.to(gradient), gradient)
         found = misclassified(answer.logits, rows.labels, rows.target)
@@ -102,10 +102,10 @@ class DDN:
             state, delta=points - rows.images, points=points, radius=radius, done=state.done + 1
         )
 
-    def _direction(self, gradient: Tensor, length: Tensor, rows: Rows, state: State) -> Tensor:
+    def _direction(self, gradient: Tensor, rows: Rows, state: State) -> Tensor:
         """The gradient at unit length; a random direction for rows where it is zero."""
-        unit = gradient / per_row(length.clamp_min(1e-12), gradient)
-        flat = (length == 0).nonzero()[:, 0]
+        unit = steepest(gradient, state.points, "l2")
+        flat = (gradient.flatten(1) == 0).all(1).nonzero()[:, 0]
         if len(flat):
             key = rng.fold(rows.key[flat], state.done[flat].to(torch.int32))
             noise = rng.normal(key, tuple(gradient.shape[1:]), gradient.dtype)

@@ -119,6 +119,10 @@ class Square:
         state.close[again] = True
         return state
 
+    def score(self, state: State, rows: Rows, answer: Answer) -> Tensor:
+        """The margin (B,) of the best point so far: there is no loss."""
+        return torch.maximum(state.score, margin(answer.logits, rows).to(state.score))
+
     def _trial(self, state: State, rows: Rows) -> Tensor:
         """The next points (B, C, H, W)."""
         height, width = rows.images.shape[2:]

@@ -20,6 +20,7 @@ from ..core.view import Logits
 from . import snapshot
 from .caller import Cost
 from .minimum import MinimumSearch
+from .outcome import empty_trace
 from .protocol import Attack
 from .search import BATCH_SIZE, Block, Found, Outcome, Search, Trace, Watch
 from .twin import Twin
@@ -242,7 +243,6 @@ def _nothing(name: str, total: Outcome) -> Found:
 def _blank(prediction: Tensor, block: Block, keep_points: bool) -> Outcome:
     """An outcome of nothing tried on `block`, whose clean images are predicted as said (N,)."""
     count, device = len(prediction), prediction.device
-    no = torch.zeros(count, dtype=torch.bool, device=device)
     infinite = torch.full((count,), torch.inf, dtype=torch.float64, device=device)
     return Outcome(
         clean_prediction=prediction,
@@ -251,13 +251,7 @@ def _blank(prediction: Tensor, block: Block, keep_points: bool) -> Outcome:
         broken=torch.zeros((len(block.grid), count), dtype=torch.bool, device=device),
         queries=torch.zeros(count, dtype=torch.int64, device=device),
         cost=Cost(),
-        trace=Trace(
-            zero_start=no.clone(),
-            zero_end=no.clone(),
-            tried=no.clone(),
-            reach=torch.full((count,), torch.nan, dtype=torch.float64, device=device),
-            loss_rose=no.clone(),
-        ),
+        trace=empty_trace(count, device),
         points=block.images.clone() if keep_points else None,
     )
 

@@ -45,20 +45,23 @@ def dlr(logits: Tensor, rows: Rows) -> Tensor:
     Untargeted: -(Z_y - max_{k != y} Z_k) / (Z_(1) - Z_(3)); targeted towards t:
     -(Z_y - Z_t) / (Z_(1) - (Z_(3) + Z_(4)) / 2). With too few classes for the denominator the
     largest gap there is takes its place: three classes use Z_(1) - Z_(3) for both forms, two use
-    the plain margin, whose scale no third logit can fix.
+    the plain margin, whose scale no third logit can fix. Classes that the subject rules out
+    (logit -inf) do not count.
     """
     ordered = logits.sort(dim=1, descending=True).values
     classes = logits.shape[1]
     if classes == 2:
         return margin(logits, rows)
-    spread = ordered[:, 0] - ordered[:, 2]
+    ruled_out = ordered[:, 2].isinf()  # fewer than three classes are left: the plain margin
+    spread = (ordered[:, 0] - ordered[:, 2]).masked_fill(ruled_out, 1.0)
     untargeted = _largest_other(logits, rows.labels) - _select(logits, rows.labels)
     value = untargeted / (spread + 1e-12)
     if bool((rows.target >= 0).any()):
-        lower = ordered[:, 2] if classes == 3 else (ordered[:, 2] + ordered[:, 3]) / 2
-        targeted = (_select(logits, rows.target) - _select(logits, rows.labels)) / (
-            ordered[:, 0] - lower + 1e-12
-        )
+        if classes > 3:
+            fourth = torch.where(ordered[:, 3].isinf(), ordered[:, 2], ordered[:, 3])
+            lower = (ordered[:, 2] + fourth) / 2
+            spread = (ordered[:, 0] - lower).masked_fill(ruled_out, 1.0)
+        targeted = (_select(logits, rows.target) - _select(logits, rows.labels)) / (spread + 1e-12)
         value = torch.where(rows.target >= 0, targeted, value)
     return value
 

@@ -18,7 +18,8 @@ class Trace:
     zero_end: Tensor  # (N,) bool: the same at the last gradient of a run that failed
     tried: Tensor  # (N,) bool: attacked at all
     reach: Tensor  # (N,) float64: largest norm(delta) / eps among runs that failed, else NaN
-    loss_rose: Tensor  # (N,) bool: in a failed run the loss ended above its start
+    compared: Tensor  # (N,) bool: a run failed whose loss is known at its start and its end
+    loss_rose: Tensor  # (N,) bool: in such a run the loss ended above its start
 
 
 @dataclass
@@ -75,5 +76,6 @@ def empty_trace(count: int, device: torch.device) -> Trace:
         zero_end=no.clone(),
         tried=no.clone(),
         reach=torch.full((count,), torch.nan, dtype=torch.float64, device=device),
+        compared=no.clone(),
         loss_rose=no.clone(),
     )

@@ -347,9 +347,11 @@ class Search:
         # Several runs of one example may end together: the maximum over all of them.
         trace.reach[rows.example] = trace.reach[rows.example].nan_to_num(0)
         trace.reach.scatter_reduce_(0, rows.example, used, "amax")
-        if gradient is not None and loss is not None:
+        if gradient is not None:
             zero = (gradient[index].flatten(1) == 0).all(1)
             trace.zero_end[rows.example[zero]] = True
+        if loss is not None:
+            trace.compared[rows.example] = True
             rose = loss[index].to(running.first_loss) > running.first_loss[index]
             rose |= running.age[index] <= 1  # one question: there is no second loss to compare
             trace.loss_rose[rows.example[rose]] = True

@@ -92,6 +92,7 @@ class TransferSearch:
             target=whole.target[chosen],
             numbers=whole.numbers[chosen],
             grid=whole.grid,
+            pool=whole.pool,
         )
 
     def _at(self, out: Outcome, judge: Judge, chosen: Tensor, place: int, eps: float) -> None:
@@ -108,6 +109,7 @@ class TransferSearch:
                 eps,
                 key=rng.run_keys(self.seed, self.attack_name, block.numbers[part]),
                 target=block.target[part],
+                pool=block.pool,
             )
             example = chosen[part]
             budget = torch.full((len(example),), eps, dtype=torch.float64, device=points.device)

@@ -147,11 +147,10 @@ def zero_gradient(e: Evidence) -> Finding | Skip:
     cause="following its gradients does not raise the loss",
 )
 def loss_rises(e: Evidence) -> Finding | Skip:
-    failed = ~np.isnan(e.reach)
-    n = int(failed.sum())
+    n = int(e.compared.sum())
     if n == 0 or e.attack.startswith("fgsm"):
-        return Skip("no run of several steps failed", n)
-    stuck = failed & ~e.loss_rose
+        return Skip("no run of several steps failed whose loss is known", n)
+    stuck = e.compared & ~e.loss_rose
     value = float(stuck.sum()) / n
     return Finding(
         value,

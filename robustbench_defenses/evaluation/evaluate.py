@@ -125,7 +125,7 @@ def answer(
     try:
         with guards(subject, question):
             facts = look(subject, examples)
-            with evaluation_mode(subject.deployed):
+            with evaluation_mode(subject.deployed, *_asked(settings.source)):
                 pieces = run_blocks(subject, examples, question, settings, folder)
             facts.buffers_changed = facts.buffers != buffers_digest(subject)
             record = record_of(pieces, question, examples)
@@ -137,6 +137,11 @@ def answer(
     stored = store.save(result, record, settings.results_dir)
     shutil.rmtree(folder, ignore_errors=True)
     return Answer(stored, cached=False)
+
+
+def _asked(source: Subject | None) -> list[object]:
+    """What a transfer attack asks of its source."""
+    return [] if source is None else [source.deployed, *(view.logits for view in source.views)]
 
 
 def stored_answer(

@@ -28,6 +28,7 @@ class Evidence:
     zero_start: Bools
     zero_end: Bools
     tried: Bools
+    compared: Bools  # a run failed whose loss is known at its start and its end
     loss_rose: Bools
     reach: NDArray[np.float64]  # norm(delta) / eps where a run failed, else NaN
     travel: Mapping[float, float]  # eps -> farthest the attack's steps can go

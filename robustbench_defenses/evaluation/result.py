@@ -73,6 +73,7 @@ def evidence_of(
         zero_start=joined("trace_zero_start"),
         zero_end=joined("trace_zero_end"),
         tried=joined("trace_tried"),
+        compared=joined("trace_compared"),
         loss_rose=joined("trace_loss_rose"),
         reach=joined("trace_reach"),
         travel={eps: travel(eps) for eps in question.budgets} if travel is not None else {},

@@ -171,3 +171,13 @@ def test_against_the_reference(norm: str, eps: float, slack: float) -> None:
         theirs.append(float((oracles.predicted(model, found) != labels).double().mean()))
     assert 0.2 < math.fsum(theirs) / 2 < 0.95, "a budget at which the two can differ"
     assert math.fsum(ours) / 2 >= math.fsum(theirs) / 2 - slack
+
+
+def test_its_survivors_are_no_sign_of_masked_gradients() -> None:
+    """The margin of its best point stands for the loss that it does not have: it rises."""
+    model, images, labels = digits_network()
+    out = oracles.run(oracles.build("square", n_queries=60), model, images, labels, (0.05,))
+    failed = torch.isinf(out.distance)
+    assert bool(failed.any())
+    assert torch.equal(out.trace.compared, failed)
+    assert out.trace.loss_rose[failed].double().mean() > 0.9

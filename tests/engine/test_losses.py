@@ -195,3 +195,21 @@ def test_rivals_by_falling_logits() -> None:
     logits = torch.tensor([[1.0, 4.0, 2.0, 3.0], [5.0, 0.0, 0.0, 7.0]])
     assert rivals(logits, torch.tensor([1, 0])).tolist() == [[3, 2, 0], [3, 1, 2]]
     assert rivals(logits[:, :2], torch.tensor([0, 0])).tolist() == [[1], [1]]
+
+
+@pytest.mark.parametrize("kept", [2, 3, 4])
+@pytest.mark.parametrize("targeted", [False, True])
+def test_dlr_leaves_out_classes_that_the_subject_rules_out(kept: int, targeted: bool) -> None:
+    """As if the network had only the classes that it keeps, and with a gradient."""
+    few, labels, target = setting(kept)
+    full = torch.full((len(few), 10), -torch.inf, dtype=few.dtype)
+    full[:, :kept] = few
+    few, full = few.requires_grad_(), full.requires_grad_()
+    rows = row_set(labels, target if targeted else None)
+    small, large = loss_of("dlr")(few, rows), loss_of("dlr")(full, rows)
+    torch.testing.assert_close(small, large)
+    (g,) = torch.autograd.grad(small.sum(), few)
+    (h,) = torch.autograd.grad(large.sum(), full)
+    torch.testing.assert_close(g, h[:, :kept])
+    assert bool((h[:, :kept] != 0).flatten(1).any(1).all())
+    assert bool((h[:, kept:] == 0).all())

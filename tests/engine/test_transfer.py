@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from robustbench_defenses.attacks.autoattack import AutoAttack
 from robustbench_defenses.attacks.ddn import DDN
+from robustbench_defenses.attacks.feature_match import FeatureMatch
 from robustbench_defenses.attacks.pgd import PGD
 from robustbench_defenses.core import rng
 from robustbench_defenses.core.errors import UserError
 from robustbench_defenses.core.view import View
 from robustbench_defenses.engine.craft import craft
+from robustbench_defenses.engine.guides import Pool
 from robustbench_defenses.engine.search import Block
 from robustbench_defenses.engine.transfer import Source, TransferSearch
 from robustbench_defenses.engine.twin import search_twin
@@ -40,7 +42,8 @@ def _images() -> Tensor:
 
 
 def _search(attack: Any, source: nn.Module, subject: nn.Module, grid: tuple[float, ...],
-            labels: Tensor | None = None, batch_size: int = 256) -> TransferSearch:  # fmt: skip
+            labels: Tensor | None = None, batch_size: int = 256,
+            pool: Pool | None = None) -> TransferSearch:  # fmt: skip
     images = _images()
     with torch.no_grad():
         labels = source(images).argmax(1) if labels is None else labels
@@ -48,7 +51,9 @@ def _search(attack: Any, source: nn.Module, subject: nn.Module, grid: tuple[floa
         attack=attack,
         source=Source("source", source, search_twin(View("v", source), images, "fp32"), source),
         deployed=subject,
-        block=Block(images, labels, torch.full_like(labels, -1), torch.arange(COUNT), grid),
+        block=Block(
+            images, labels, torch.full_like(labels, -1), torch.arange(COUNT), grid, pool=pool
+        ),
         batch_size=batch_size,
         attack_name="pgd",
     )
@@ -127,3 +132,24 @@ def test_a_random_source_draws_nothing_of_the_callers() -> None:
     first = search.run()
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(search.run().broken, first.broken)
+
+
+def test_feature_attacks_take_their_guides_from_the_pool() -> None:
+    class Tapped(Linear):
+        tap_names = ("map",)
+
+        def tapped(self, images: Tensor) -> dict[str, Tensor]:
+            logits = self(images)
+            return {"map": logits, "logits": logits}
+
+    source, subject = Tapped(0), Linear(1)
+    images = _images()
+    with torch.no_grad():
+        pool = Pool.of(images, source(images).argmax(1))
+    found = {
+        guide: _search(
+            FeatureMatch(guide=guide, taps=("map",)), source, subject, (0.1,), pool=pool
+        ).run()
+        for guide in ("away", "nearest")
+    }
+    assert not torch.equal(found["away"].broken, found["nearest"].broken)

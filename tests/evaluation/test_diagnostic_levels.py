@@ -33,7 +33,7 @@ def evidence(count: int = 1000, **changes: Any) -> Evidence:
     no = np.zeros(count, dtype=bool)
     base = Evidence(
         record=record, grid=(0.1, 0.2), norm="linf", attack="pgd_linf", targeted=False, classes=10,
-        zero_start=no, zero_end=no, tried=~no, loss_rose=~no, reach=np.ones(count),
+        zero_start=no, zero_end=no, tried=~no, compared=~no, loss_rose=~no, reach=np.ones(count),
         travel={0.1: 0.25, 0.2: 0.5}, invalid_claims=0, pixel_range=(0.0, 1.0),
         probabilities=False, coupling=0.0, buffers_changed=False, trained_mode=False,
     )  # fmt: skip
@@ -85,9 +85,10 @@ def test_zero_gradient_levels(zero: float, expected: str, when: str) -> None:
 def test_loss_rises_levels(stuck: float, expected: str) -> None:
     assert level("D8", evidence(loss_rose=~share(1000, stuck))) == expected
     assert level("D8", evidence(loss_rose=~share(1000, stuck), attack="fgsm_linf")) == "silent"
-    # Only runs that failed are looked at.
-    reach = np.where(share(1000, stuck), np.nan, 1.0)
-    assert level("D8", evidence(loss_rose=~share(1000, stuck), reach=reach)) == "silent"
+    # Only runs that failed are looked at, and whose loss is known.
+    compared = ~share(1000, stuck)
+    assert level("D8", evidence(loss_rose=~share(1000, stuck), compared=compared)) == "silent"
+    assert level("D8", evidence(loss_rose=share(1000, 0), compared=share(1000, 0))) == "silent"
 
 
 @pytest.mark.parametrize(("coupling", "expected"), [(1e-4, "silent"), (1.1e-4, "error")])

@@ -298,6 +298,7 @@ class Probe:
             zero_start=trace.zero_start.cpu().numpy(),
             zero_end=trace.zero_end.cpu().numpy(),
             tried=trace.tried.cpu().numpy(),
+            compared=trace.compared.cpu().numpy(),
             loss_rose=trace.loss_rose.cpu().numpy(),
             reach=trace.reach.cpu().numpy(),
             travel={} if travel is None else {self.eps: travel(self.eps)},
