@@ -78,7 +78,8 @@ CARD = {
     "differences": (
         "pyautoattack and torchattacks compare the oldest loss with 0 instead of the loss at the "
         "start at the first checkpoint, and spend one pass more to judge the last point. "
-        "foolbox has no APGD."
+        "foolbox has no APGD. In L1 the first two of the three phases make one step less: the leap "
+        "to the next radius takes its place."
     ),
     "params": {
         "norm": {"help": "norm of the budget"},

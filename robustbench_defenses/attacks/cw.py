@@ -44,7 +44,8 @@ CARD = {
         "the authors and foolbox use tanh and stop a batch together; here each image stops alone. "
         "foolbox returns a black image where it finds nothing and may count it as a success. "
         "torchattacks does not search c and ignores the confidence. Reference defaults are 10,000 "
-        "steps; with few steps tanh hardly moves black and white pixels."
+        "steps; with few steps tanh hardly moves black and white pixels. `--budget quick` "
+        "(3 x 100) is weaker than these defaults."
     ),
     "params": {
         "steps": {

@@ -120,13 +120,19 @@ def ask(
             f"{entry.name} is given a budget: it finds nothing that could be clipped to another",
             hint="--sweep clipped is for minimum-norm attacks: deepfool, ddn, fmn, cw, ...",
         )
+    grid = _grid(eps, info, actual, entry.name, minimum)
+    if sweep == "independent" and hasattr(attack, "members") and sum(e > 0 for e in grid) > 1:
+        raise UserError(
+            f"{entry.name} attacks at each eps only what stands there: an envelope",
+            hint="ask one eps at a time, or one of its members",
+        )
     return AttackQuestion(
         name=entry.name,
         entry=entry,
         attack=attack,
         parameters=parameters,
         norm=actual,
-        grid=_grid(eps, info, actual, entry.name, minimum),
+        grid=grid,
         sweep=sweep,
         targeted=targeted,
         backend=backend,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from robustbench_defenses.core.errors import UserError
 from robustbench_defenses.evaluation import blocks, members
 from robustbench_defenses.evaluation.run import evaluate
 from robustbench_defenses.evaluation.schema import Result
@@ -35,11 +36,16 @@ def left(result: Result) -> dict[str, list[float]]:
     return {one.name: one.robust_accuracy for one in result.members}
 
 
-@pytest.mark.parametrize("sweep", ["envelope", "independent"])
+def test_an_ensemble_is_no_sweep_of_independent_budgets(results: Path) -> None:
+    with pytest.raises(UserError, match="an envelope"):
+        ask(results, sweep="independent", eps=list(GRID))
+    assert ask(results, sweep="independent", eps=[GRID[0]]).sweep == "independent"
+
+
 def test_each_member_leaves_less_and_the_last_one_what_the_ensemble_leaves(
-    results: Path, sweep: str
+    results: Path,
 ) -> None:
-    result = ask(results, sweep=sweep, eps=[0.0, *GRID])
+    result = ask(results, eps=[0.0, *GRID])
     found = left(result)
     assert list(found) == ["apgd_ce", "apgd_t", "fab_t", "square"]
     rows = np.array(list(found.values()))  # (M, E)
