@@ -16,7 +16,7 @@ holds only when every cell it speaks of is measured, and until then "so far".
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..report.item import ItemCell, ItemClaim, Key
@@ -101,12 +101,14 @@ def _without(where: Where, names: Mapping[str, object]) -> Where:
     return {name: value for name, value in where.items() if name not in names}
 
 
-def _label(keys: Mapping[str, Key], names: Sequence[str]) -> str:
-    return " ".join(str(keys[name]) for name in names if name in keys and keys[name] != "none")
+def _label(keys: Mapping[str, Key], names: Iterable[str]) -> str:
+    """Values of keys in a row; numbers with the names that they belong to."""
+    known = [(name, keys[name]) for name in names if keys.get(name, "none") != "none"]
+    return " ".join(key if isinstance(key, str) else f"{name} {key:g}" for name, key in known)
 
 
-def _named(keys: Mapping[str, Key]) -> str:
-    return _label(keys, [name for name in keys if name not in ("setting", "budget")])
+def _named(keys: Mapping[str, Key], without: Collection[str] = ()) -> str:
+    return _label(keys, [k for k in keys if k not in ("setting", "budget", *without)])
 
 
 def _greater(check: Check, points: list[Point], layout: Sequence[str]) -> Seen:
@@ -124,19 +126,21 @@ def _greater(check: Check, points: list[Point], layout: Sequence[str]) -> Seen:
         used += 2
         other, against = twin
         if not value > against + check.by:
-            faults.append(f"{_named(keys)} {value:.1f} against {_named(other)} {against:.1f}")
+            mine, theirs = _label(keys, check.left), _label(other, check.right)
+            common = _named(keys, changed)
+            faults.append(f"{common}: {mine} {value:.1f} against {theirs} {against:.1f}")
     return Seen(faults, used)
 
 
 def _at_most(check: Check, points: list[Point]) -> Seen:
     limit = check.value or 0.0
-    faults = [f"{_named(k)} {v:.1f} is above {limit:g}" for k, v in points if v > limit]
+    faults = [f"{_named(k)}: {v:.1f} is above {limit:g}" for k, v in points if v > limit]
     return Seen(faults, len(points))
 
 
 def _at_least(check: Check, points: list[Point]) -> Seen:
     limit = check.value or 0.0
-    faults = [f"{_named(k)} {v:.1f} is below {limit:g}" for k, v in points if v < limit]
+    faults = [f"{_named(k)}: {v:.1f} is below {limit:g}" for k, v in points if v < limit]
     return Seen(faults, len(points))
 
 

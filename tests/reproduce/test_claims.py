@@ -94,7 +94,7 @@ def test_the_printed_numbers_are_judged_apart() -> None:
 def test_a_fault_names_its_cells() -> None:
     check = Check.model_validate({"kind": "greater", "left": {"d": "a"}, "right": {"d": "b"}})
     found = judge(Claim(id="c", text="said", check=check), _by("d", a=1.25, b=3), LAYOUT)
-    assert found.sentence == "does not hold: a pgd 1.2 against b pgd 3.0"
+    assert found.sentence == "does not hold: pgd: a 1.2 against b 3.0"
 
 
 def test_without_a_check_nothing_is_decided() -> None:
