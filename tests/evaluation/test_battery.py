@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustbench_defenses.core.norms import distance
 from robustbench_defenses.core.view import View
 from robustbench_defenses.engine.twin import search_twin
 from robustbench_defenses.evaluation.battery import CHECKS, Probe, battery_passes, diagnose
+from robustbench_defenses.evaluation.battery.gradients import far_out
 from robustbench_defenses.evaluation.battery.twins import Twins
 
 from . import defects
@@ -331,3 +333,20 @@ def test_what_any_attack_breaks_is_broken(make: Make) -> None:
     assert about.left == pytest.approx(float(make(Linear()).base.mean()))
     assert np.isfinite(about.distance).any()
     assert {one.card.id for one in CHECKS} >= {"D1", "D2", "D3", "D7"}
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_far_points_use_the_whole_budget_and_stay_in_the_box(norm: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(20, 3, 6, 6, generator=generator)
+    images[:10] = images[:10].round()  # black and white
+    noise = torch.rand(images.shape, generator=generator)
+    eps = {"linf": 0.1, "l2": 1.5, "l1": 6.0}[norm]
+    delta = far_out(images, noise, eps, norm)
+    assert torch.allclose(distance(images + delta, images, norm), torch.tensor(eps).double())
+    if norm != "linf":
+        assert ((images + delta).clamp(0, 1) - images - delta).abs().max() < 1e-6
+        # As few pixels as the budget buys: all but the last one are at a bound.
+        moved = (delta != 0).flatten(1).sum(1)
+        at_bound = ((images + delta).flatten(1) - 0.5).abs() > 0.5 - 1e-6
+        assert ((delta.flatten(1) != 0) & at_bound).sum(1).ge(moved - 1).all()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...attacks.gradient import uniform_start
 from ...core import registry, rng
 from ...core.norms import project
 from ...core.view import View
 from ...engine.craft import craft
+from ...engine.guides import plain_rows
 from ...engine.losses import rivals
 from ...engine.twin import search_twin
 from ..checks import Finding, Skip
@@ -89,8 +92,8 @@ def logit_scale(p: Probe) -> Finding | Skip:
     levels={"error": ("images", 0.0)},
     unit="%",
     blames="gradients",
-    formula="images that 1,000 random points break (half uniform in the ball, half at its "
-    "corners) and the attack does not",
+    formula="images that 1,000 random points break (half uniform in the ball; half at its corners "
+    "or, in L2 and L1, with random pixels at their farther bounds) and the attack does not",
     means="Blind guessing finds what the gradient does not: masking.",
     do="square, autoattack; look for what hides the gradient",
     passes=(1000, 0),
@@ -126,19 +129,35 @@ def noise(p: Probe) -> Finding | Skip:
 
 
 def _random_points(p: Probe, where: Tensor, draw: int) -> Tensor:
-    """One random point (M, C, H, W) of the ball for the images at `where`: inside, or a corner."""
+    """One random point (M, C, H, W) of the ball for the images at `where`: uniform in it at even
+    draws, at odd ones far out."""
     images = p.images[where]
     key = rng.run_keys(p.seed, "noise", p.index[where], draw)
-    unit = rng.uniform(key, tuple(images.shape[1:])) * 2 - 1
-    if draw % 2:
-        unit = unit.sign()
-    if p.norm == "linf":
-        moved = images + p.eps * unit
-    else:
-        size = unit.flatten(1).norm(p=2.0 if p.norm == "l2" else 1.0, dim=1)
-        moved = images + p.eps * unit / size.view(-1, 1, 1, 1).clamp_min(1e-12)
     eps = torch.full((len(where),), p.eps, dtype=images.dtype, device=images.device)
+    if draw % 2 == 0:
+        moved = uniform_start(
+            replace(plain_rows(images, p.labels[where]), eps=eps, key=key), p.norm
+        )
+    else:
+        moved = images + far_out(images, rng.uniform(key, tuple(images.shape[1:])), p.eps, p.norm)
     return project(moved, images, eps, p.norm)
+
+
+def far_out(images: Tensor, noise: Tensor, eps: float, norm: str) -> Tensor:
+    """Perturbations (M, C, H, W) that use the whole budget, drawn by `noise` in [0, 1).
+
+    Linf: a corner of the ball. L2, L1: pixels in random order go to their farther bound until eps
+    is used up (a dense direction would lose much of its length at the bounds of the box).
+    """
+    if norm == "linf":
+        return eps * (noise - 0.5).sign()
+    power = 2 if norm == "l2" else 1
+    order = noise.flatten(1).argsort(1)
+    far = torch.where(images < 0.5, 1 - images, -images).flatten(1).gather(1, order)
+    cost = far.abs() ** power
+    room = (eps**power - (cost.cumsum(1) - cost)).clamp_min(0)
+    share = (room / cost.clamp_min(1e-12)).clamp_max(1) ** (1 / power)
+    return torch.zeros_like(far).scatter_(1, order, far * share).view_as(images)
 
 
 @check(
