@@ -197,7 +197,8 @@ def _order(check: Check, points: list[Point]) -> Seen:
 
 
 def _top(check: Check, points: list[Point]) -> Seen:
-    places = int(check.value or 1)
+    assert check.along is not None
+    along, places = check.along, int(check.value or 1)
     faults, used = [], 0
     for group in _groups(check, points):
         ours = [value for name, value in group.items() if name in check.order]
@@ -208,7 +209,9 @@ def _top(check: Check, points: list[Point]) -> Seen:
         before = sum(value >= min(ours) for value in rivals.values())
         if len(check.order) + before > places:
             best = max(rivals, key=lambda name: rivals[name])
-            faults.append(f"{best} has {rivals[best]:.1f}, {check.order[0]} {ours[0]:.1f}")
+            mine = next(name for name in check.order if group.get(name) == min(ours))
+            beaten, ahead = (_label({along: name}, [along]) for name in (mine, best))
+            faults.append(f"{ahead} has {rivals[best]:.1f}, {beaten} {min(ours):.1f}")
     return Seen(faults, used)
 
 
