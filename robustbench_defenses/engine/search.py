@@ -32,7 +32,7 @@ from .outcome import empty_trace as empty_trace
 from .protocol import Answer, Attack, Rows
 from .rows import join, take
 from .twin import Twin, smallest_margin
-from .verdict import Judge, broken_share
+from .verdict import Judge, clean_shares
 
 # Between two steps of a search: it may take a snapshot by calling its argument.
 Watch = Callable[[Callable[[], snapshot.State]], None]
@@ -131,10 +131,7 @@ class Search:
             trace=empty_trace(count, device),
             points=block.images.clone() if self.keep_points else None,
         )
-        if self._judge.randomness is not None:
-            share = broken_share(draws, block.labels, torch.full_like(block.labels, -1))
-            kept = torch.where(correct, 0.0, share)
-            self._out.broken_draws = kept.repeat(max(1, len(block.grid)), 1)
+        self._out.broken_draws = clean_shares(self._judge, draws, block.labels, len(block.grid))
         self._features: Tensor | None = None
         self._gallery: Gallery | None = None
         taps = getattr(self.attack, "taps", None)

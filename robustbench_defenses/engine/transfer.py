@@ -25,7 +25,7 @@ from .minimum import MinimumSearch
 from .protocol import Attack
 from .search import BATCH_SIZE, Block, Outcome, empty_trace
 from .twin import Twin
-from .verdict import Judge
+from .verdict import Judge, clean_shares
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,10 @@ class TransferSearch:
             )
         block, cost = self.block, Cost()
         count, device = len(block.images), block.images.device
-        judge = Judge(self.deployed, self.subject, block.numbers, cost)
+        judge = Judge(self.deployed, self.subject, block.numbers, cost, seed=self.seed)
         everyone = torch.arange(count, device=device)
-        clean = judge.logits(block.images, everyone).argmax(1)
+        draws = judge.draws(block.images, everyone)
+        clean = judge.scores(draws).argmax(1)
         right = clean == block.labels
         infinite = torch.full((count,), torch.inf, dtype=torch.float64, device=device)
         out = Outcome(
@@ -71,12 +72,15 @@ class TransferSearch:
             distance=torch.where(right, infinite, 0.0),
             budget=torch.where(right, infinite, 0.0),
             broken=(~right).repeat(len(block.grid), 1),
-            queries=torch.ones(count, dtype=torch.int64, device=device),
+            queries=torch.full((count,), len(draws), dtype=torch.int64, device=device),
             cost=cost,
             trace=empty_trace(count, device),
         )
+        minimum = getattr(self.attack, "minimum", False)
+        rows = 1 if minimum else len(block.grid)
+        out.broken_draws = clean_shares(judge, draws, block.labels, rows)
         chosen = right.nonzero()[:, 0]
-        if getattr(self.attack, "minimum", False):
+        if minimum:
             self._nearest(out, judge, chosen)
         else:
             for place, eps in enumerate(block.grid):
@@ -113,10 +117,11 @@ class TransferSearch:
             )
             example = chosen[part]
             budget = torch.full((len(example),), eps, dtype=torch.float64, device=points.device)
-            counts, length = judge.judge(
+            counts, length, share = judge.verdict(
                 points, block.images[part], block.labels[part], block.target[part], budget,
                 self.attack.norm, example,
             )  # fmt: skip
+            out.note_draws(share, torch.full_like(example, place), example, counts, 0)
             out.broken[place, example] = counts
             fresh = counts & torch.isinf(out.distance[example])
             out.distance[example[fresh]] = length[fresh]
@@ -150,10 +155,11 @@ class TransferSearch:
         ).run()
         assert made.points is not None
         infinite = torch.full_like(out.distance[chosen], torch.inf)
-        counts, length = judge.judge(
+        counts, length, share = judge.verdict(
             made.points, block.images, block.labels, block.target, infinite,
             self.attack.norm, chosen,
         )  # fmt: skip
+        out.note_draws(share, torch.zeros_like(chosen), chosen, counts, 0)
         out.distance[chosen[counts]] = length[counts]
         out.budget[chosen[counts]] = length[counts]
         for place, eps in enumerate(block.grid):

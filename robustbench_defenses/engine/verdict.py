@@ -156,6 +156,17 @@ class Judge:
         return Verdict(counts, length, share)
 
 
+def clean_shares(judge: Judge, draws: Tensor, labels: Tensor, rows: int) -> Tensor | None:
+    """`Outcome.broken_draws` (rows, N) before any attack, from `draws` (draws, N, K) of the clean
+    images: the share of wrong draws of those misclassified, 0 of the others; None where the subject
+    is not random."""
+    if judge.randomness is None:
+        return None
+    wrong = judge.scores(draws).argmax(1) != labels
+    share = broken_share(draws, labels, torch.full_like(labels, -1))
+    return torch.where(wrong, share, 0.0).repeat(max(1, rows), 1)
+
+
 def broken_share(draws: Tensor, labels: Tensor, target: Tensor) -> Tensor:
     """The share (B,) float64 of draws (draws, B, K) that are misclassified."""
     each = [misclassified(logits, labels, target) for logits in draws]

@@ -31,7 +31,7 @@ from ..engine.donors import nearest_donors
 from ..engine.memory import out_of_memory
 from ..engine.outcome import Found, Outcome, empty_trace
 from ..engine.search import Block
-from ..engine.verdict import Judge, broken_share, evaluation_mode
+from ..engine.verdict import Judge, clean_shares, evaluation_mode
 from .libraries import BACKENDS as BACKENDS
 from .libraries import PACKAGES, Run, Work
 from .libraries import Call as Call
@@ -308,9 +308,6 @@ class BackendSearch:
             trace=empty_trace(len(clean), clean.device),
             points=block.images.clone() if self.keep_points else None,
         )
-        if self._judge.randomness is not None:
-            share = broken_share(draws, block.labels, torch.full_like(block.labels, -1))
-            kept = torch.where(wrong, share, 0.0)
-            rows = 1 if self.minimum else max(1, len(block.grid))
-            out.broken_draws = kept.repeat(rows, 1)
+        rows = 1 if self.minimum else len(block.grid)
+        out.broken_draws = clean_shares(self._judge, draws, block.labels, rows)
         return out

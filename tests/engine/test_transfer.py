@@ -153,3 +153,16 @@ def test_feature_attacks_take_their_guides_from_the_pool() -> None:
         for guide in ("away", "nearest")
     }
     assert not torch.equal(found["away"].broken, found["nearest"].broken)
+
+
+def test_a_random_subject_tells_the_share_of_draws_that_broke() -> None:
+    for attack in (PGD(steps=3), DDN(steps=5)):
+        out = _search(attack, Linear(0), Noisy(0), (0.05, 0.2)).run()
+        assert out.broken_draws is not None
+        nearest = getattr(attack, "minimum", False)
+        fell = out.distance.isfinite()[None] if nearest else out.broken
+        assert out.broken_draws.shape == fell.shape
+        assert (out.broken_draws[fell] > 0).all()
+        assert ((out.broken_draws >= 0) & (out.broken_draws <= 1)).all()
+    first = _search(PGD(steps=3), Linear(0), Linear(1), (0.05, 0.2)).run()
+    assert first.broken_draws is None
