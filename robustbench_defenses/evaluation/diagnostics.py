@@ -334,6 +334,31 @@ def too_good(e: Evidence) -> Finding | Skip:
     )
 
 
+@check(
+    "D32",
+    "only without gradients",
+    levels={"warning": ("images", 0.0), "error": ("images", 0.01)},
+    unit="%",
+    blames="gradients",
+    formula="images that a member of an ensemble breaks without gradients (square), after all "
+    "members that follow them had failed at the same eps",
+    means="Who sees less cannot find more: the gradients are masked.",
+    do="an attack made for this defense; BPDA, EOT; more queries",
+    source="Croce and Hein 2020 (flag of AutoAttack)",
+    cause="what broke it sees no gradients, and what follows them fails: they are masked",
+)
+def only_without_gradients(e: Evidence) -> Finding | Skip:
+    only = e.only_without_gradients
+    if only is None:
+        return Skip("no ensemble with members of both kinds", e.n)
+    value = float(only.mean())
+    return Finding(
+        value,
+        f"{100 * value:.1f} % fall only to a member that sees no gradients",
+        e.record.index[only],
+    )
+
+
 def _beyond_training(e: Evidence) -> float | None:
     """Accuracy at a third more than the training eps, as a share of that at the training eps."""
     trained = e.trained_eps

@@ -43,6 +43,8 @@ class Evidence:
     dataset: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     trained_eps: float | None = None  # the budget that the subject was trained at
+    # broken only by a member of the ensemble that asks no gradients
+    only_without_gradients: Bools | None = field(default=None)
     unbounded: bool = False  # the attack looked for the nearest point at any distance
 
     @property

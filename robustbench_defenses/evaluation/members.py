@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..engine.outcome import Outcome
 from . import metrics
@@ -29,6 +30,22 @@ def arrays(out: Outcome) -> dict[str, Any]:
         "member_forward": np.array([one.cost.forward for one in out.members]),
         "member_backward": np.array([one.cost.backward for one in out.members]),
     }
+
+
+def only_without_gradients(pieces: Sequence[dict[str, Any]]) -> NDArray[np.bool_] | None:
+    """(N,) bool: broken by a member that asks no gradients, after members that follow them had
+    failed at the same eps; None where the blocks tell of no members of both kinds."""
+    if not all("member_names" in piece for piece in pieces):
+        return None
+    blind = sum(piece["member_backward"] for piece in pieces) == 0  # (M,)
+    asked = sum(piece["member_forward"] for piece in pieces) > 0
+    first = int(np.argmax(blind & asked))
+    if not (blind & asked).any() or blind[:first].all():
+        return None
+    distance = np.concatenate([piece["member_distance"] for piece in pieces], axis=-1)
+    nearest = distance.min(0)
+    found: NDArray[np.bool_] = blind[distance.argmin(0)] & np.isfinite(nearest) & (nearest > 0)
+    return found
 
 
 def joined(

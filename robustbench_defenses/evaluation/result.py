@@ -89,6 +89,7 @@ def evidence_of(
         parameters=question.parameters,
         trained_eps=facts.trained_eps,
         unbounded=question.minimum,
+        only_without_gradients=members.only_without_gradients(pieces),
     )
 
 

@@ -19,7 +19,7 @@ from robustbench_defenses.evaluation.diagnostics import (
 from robustbench_defenses.evaluation.record import Record
 from robustbench_defenses.evaluation.schema import Diagnostic
 
-CHECKS = ["D4", "D5", "D6", "D8", "D13", "D16", "D17", "D20", "D28", "D29", "D30"]
+CHECKS = ["D4", "D5", "D6", "D8", "D13", "D16", "D17", "D20", "D28", "D29", "D30", "D32"]
 INF = np.inf
 
 

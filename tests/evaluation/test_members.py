@@ -117,3 +117,58 @@ def test_an_attack_alone_has_no_members(results: Path) -> None:
         "last", ["pgd"], eps=0.1, n=10, threads=1, settings={"": {"steps": 2}}, results_dir=results
     )
     assert answer.stored.result.members is None
+
+
+MASKED = '''
+import torch
+from torch import nn
+
+
+class Blind(torch.autograd.Function):
+    """The image forwards; backwards waves that have nothing to do with it."""
+
+    @staticmethod
+    def forward(context, images):
+        context.save_for_backward(images)
+        return images.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        return torch.sin(1000 * context.saved_tensors[0])
+
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.map = nn.Linear(64, 10)
+
+    def forward(self, images):
+        return self.map(Blind.apply(images).flatten(1))
+
+
+def build():
+    return Masked()
+'''
+
+
+def test_masked_gradients_show_in_what_only_square_breaks(tmp_path: Path) -> None:
+    file = tmp_path / "masked.py"
+    file.write_text(MASKED)
+    few = {"n_queries": 300, "steps": 5}
+    (answer,) = evaluate(
+        f"{file}:build", ["autoattack"], dataset="digits", eps=[0.05], n=30, threads=1,
+        subset="correct", settings={"": few}, results_dir=tmp_path,
+    )  # fmt: skip
+    result = answer.stored.result
+    (check,) = [one for one in result.diagnostics if one.id == "D32"]
+    found = left(result)
+    assert check.value == pytest.approx(found["fab_t"][-1] - found["square"][-1])
+    assert (check.severity, check.fired) == ("error", True)
+
+
+def test_one_attack_has_no_members_to_compare(results: Path) -> None:
+    (answer,) = evaluate("last", ["pgd"], eps=[0.1], n=20, threads=1, results_dir=results)
+    (check,) = [one for one in answer.stored.result.diagnostics if one.id == "D32"]
+    assert check.skipped == "no ensemble with members of both kinds"
