@@ -59,7 +59,7 @@ def test_json_is_one_document(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(document) == {"results", "diagnoses"}
     (one,) = document["diagnoses"]
     assert code == (1 if one["summary"]["errors"] else 0)
-    assert len(one["checks"]) == 31
+    assert len(one["checks"]) == 32
     assert one["n"] == 30
     assert one["worst_case"] <= one["robust_accuracy"]
     (result,) = document["results"]
