@@ -24,7 +24,7 @@ from .gradient import steepest
 
 CARD = {
     "object": "DDN",
-    "version": 1,
+    "version": 2,
     "source": "Rony et al. 2019, algorithm 1",
     "cost": "steps forward and backward passes",
     "budgets": {"deep": {"steps": 1000}},
