@@ -57,6 +57,8 @@ def large_eps(e: Evidence) -> Finding | Skip:
         return Skip("no untargeted Linf budget of 0.5 or more", e.n)
     if e.targeted:
         return Skip("a targeted attack", e.n)
+    if e.transfer:
+        return Skip("transferred images bound nothing", e.n)
     share = float(np.bincount(e.record.label).max()) / e.n
     chance = max(1 / e.classes, share)
     limit = chance + 3 * float(np.sqrt(chance * (1 - chance) / e.n))
@@ -90,6 +92,8 @@ def large_eps(e: Evidence) -> Finding | Skip:
 def one_step(e: Evidence) -> Finding | Skip:
     if e.attack.startswith("fgsm"):
         return Skip("this is the one-step attack", e.n)
+    if e.transfer:
+        return Skip("transferred images: one step may well carry over better than many", e.n)
     if e.one_step is None or not np.array_equal(e.one_step.index, e.record.index):
         return Skip("no fgsm result on the same examples", e.n)
     worst, eps, found = 0.0, e.grid[0], np.zeros(e.n, dtype=bool)

@@ -129,7 +129,8 @@ def answer(
                 pieces = run_blocks(subject, examples, question, settings, folder)
             facts.buffers_changed = facts.buffers != buffers_digest(subject)
             record = record_of(pieces, question, examples)
-            evidence = evidence_of(record, question, pieces, facts, one_step)
+            transfer = settings.source is not None
+            evidence = evidence_of(record, question, pieces, facts, one_step, transfer)
     except KeyboardInterrupt:
         raise Interrupted(_stopped(subject, question, settings, folder, len(examples))) from None
     result = result_of(subject, examples, question, settings, key, record, pieces)

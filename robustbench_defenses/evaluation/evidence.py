@@ -45,6 +45,7 @@ class Evidence:
     trained_eps: float | None = None  # the budget that the subject was trained at
     # broken only by a member of the ensemble that asks no gradients
     only_without_gradients: Bools | None = field(default=None)
+    transfer: bool = False  # the images were made on another network
     unbounded: bool = False  # the attack looked for the nearest point at any distance
 
     @property

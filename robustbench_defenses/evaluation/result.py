@@ -56,6 +56,7 @@ def evidence_of(
     pieces: list[dict[str, Any]],
     facts: Facts,
     one_step: Record | None,
+    transfer: bool = False,
 ) -> diagnostics.Evidence:
     """What the diagnostics may look at."""
 
@@ -89,6 +90,7 @@ def evidence_of(
         parameters=question.parameters,
         trained_eps=facts.trained_eps,
         unbounded=question.minimum,
+        transfer=transfer,
         only_without_gradients=members.only_without_gradients(pieces),
     )
 

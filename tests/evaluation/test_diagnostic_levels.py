@@ -136,6 +136,9 @@ def test_one_step_levels(only: float, expected: str) -> None:
     assert level("D5", dataclasses.replace(e, one_step=e.record)) == "silent"
     other = dataclasses.replace(stronger, index=stronger.index + 1)
     assert result("D5", dataclasses.replace(e, one_step=other)).skipped is not None
+    # Images of one step often carry over better to another network: that is no fault.
+    carried = dataclasses.replace(e, one_step=stronger, transfer=True)
+    assert result("D5", carried).skipped is not None
 
 
 def test_one_step_names_the_images() -> None:
@@ -159,6 +162,7 @@ def test_large_eps_allows_the_largest_class_and_chance() -> None:
     assert level("D4", with_survivors(e, share(1000, limit - 0.001))) == "silent"
     assert level("D4", with_survivors(e, share(1000, limit + 0.002))) == "error"
     assert result("D4", evidence(grid=(0.1, 0.49))).skipped is not None
+    assert result("D4", evidence(grid=(0.1, 0.5), transfer=True)).skipped is not None
     assert result("D4", evidence(grid=(0.1, 0.5), norm="l2")).skipped is not None
 
 
