@@ -123,9 +123,11 @@ def pgd(model: nn.Module, images: Tensor, labels: Tensor, eps: float, steps: int
 class Plain:
     """The plain loop; its network begins with the weights of ours."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, seed: int = 0) -> None:
         self.task = task
-        question = ask(task.defense, task.dataset, task.model, settings=settings_of(task))
+        question = ask(
+            task.defense, task.dataset, task.model, seed=seed, settings=settings_of(task)
+        )
         few = load(task.dataset, "train")
         defense = make_defense(question.defense, question.defense_settings)
         ready = prepare(question, defense, describe(task.dataset), few, machine("cpu", "fp32"))
@@ -266,20 +268,28 @@ def compare(task: Task, count: int, repeats: int, named: dict[str, Any]) -> dict
     return {"images": count, "runs": runs, "median": medians}
 
 
-def whole(task: Task, epochs: int, limit: int | None, named: dict[str, Any]) -> dict[str, Any]:
-    """Both for whole epochs over the first images: samples per second and accuracies."""
+def whole(
+    task: Task, epochs: int, limit: int | None, seeds: int, named: dict[str, Any]
+) -> dict[str, Any]:
+    """Both for whole epochs over the first images, once per seed: samples per second and
+    accuracies, and their means."""
     count = min(len(load(task.dataset, "train").labels), limit or sys.maxsize)
-    mine, _, network = ours(task, count, epochs, **named)
-    plain = Plain(task)
-    with own_randomness(torch.device("cpu")):
-        torch.manual_seed(0)
-        theirs, _ = plain.run(count, epochs)
-    return {
-        "images": count,
-        "epochs": epochs,
-        "ours": {"rate": mine, **accuracies(task, network)},
-        "plain": {"rate": theirs, **accuracies(task, plain.network)},
+    runs: list[dict[str, dict[str, float]]] = []
+    for seed in range(seeds):
+        mine, _, network = ours(task, count, epochs, seed=seed, **named)
+        plain = Plain(task, seed)
+        with own_randomness(torch.device("cpu")):
+            torch.manual_seed(seed)
+            theirs, _ = plain.run(count, epochs)
+        runs.append({
+            "ours": {"rate": mine, **accuracies(task, network)},
+            "plain": {"rate": theirs, **accuracies(task, plain.network)},
+        })  # fmt: skip
+    means = {
+        who: {name: statistics.mean(run[who][name] for run in runs) for name in runs[0][who]}
+        for who in runs[0]
     }
+    return {"images": count, "epochs": epochs, "runs": runs, **means}
 
 
 def main() -> None:
@@ -289,6 +299,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=0, help="whole epochs instead, and accuracy")
     parser.add_argument("--limit", type=int, help="with --epochs: images, all unless given")
+    parser.add_argument("--seeds", type=int, default=1, help="with --epochs: runs of each")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--json", type=Path)
@@ -311,7 +322,7 @@ def main() -> None:
     for name in args.tasks:
         task = TASKS[name]
         if args.epochs:
-            found = whole(task, args.epochs, args.limit, named)
+            found = whole(task, args.epochs, args.limit, args.seeds, named)
             mine, theirs = found["ours"], found["plain"]
             shown = [f"{mine['rate']:.0f}", f"{theirs['rate']:.0f}",
                      f"{mine['rate'] / theirs['rate']:.2f}", ""]  # fmt: skip
