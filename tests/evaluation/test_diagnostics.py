@@ -30,7 +30,7 @@ from .defects import (
 )
 
 INF = np.inf
-CHECKS = ["D4", "D5", "D6", "D8", "D13", "D16", "D17", "D20", "D28", "D29", "D30"]
+CHECKS = ["D4", "D5", "D6", "D8", "D13", "D16", "D17", "D20", "D28", "D29", "D30", "D32"]
 
 
 @pytest.fixture(scope="module")
