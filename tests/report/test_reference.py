@@ -45,7 +45,7 @@ def test_presets_and_entries_and_diagnostics() -> None:
     assert "| `smoke` | `epochs=3`, `batch_size=64` |" in reference.presets("nt").splitlines()
     assert "[`nt`](defenses/nt.md)" in reference.entries("defenses")
     table = reference.diagnostics("all").splitlines()
-    assert len(table) == 2 + 31
+    assert len(table) == 2 + 32
     assert any(row.startswith("| D16 | `validity` | every result | points that") for row in table)
 
 
