@@ -5,9 +5,9 @@
 
 `nt`, `pgd_at` (lenet) and `aicr` (cnn6, second stage) on MNIST, `resnet18` (pgd_at; `_narrow`: a
 quarter of the width, for whole epochs) on the true pixels of a part of CIFAR-10; images are read
-from $RRD_DATA. The plain loop is what one writes
-without much thought: a `DataLoader` over a data set that converts each image, a network in float32
-in torch's default layout, the attack by `torch.autograd.grad`, the losses literally, `Adam`.
+from $RRD_DATA. The plain loop is what one writes without much thought: a `DataLoader` over a data
+set that converts each image, a network in float32 in torch's default layout, the attack by
+`torch.autograd.grad`, the losses literally, `Adam`.
 
 Three numbers are taken in turn, `--repeats` times: samples per second of ours (those that run.json
 holds: everything but validation), of the plain loop, and of the bare passes that the training

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..core.errors import UserError
 from .options import DEFAULT_RESULTS, Debug, Json, Quiet, Results
 
 if TYPE_CHECKING:
@@ -48,17 +47,12 @@ def _path(name: str, results: Path) -> Path:
     path = Path(name)
     if path.exists():
         return path
-    folders = sorted(each for each in (results / "evals").glob("*") if each.is_dir())
-    matching = [each for each in folders if each.name == name] or [
-        each for each in folders if each.name.startswith(name)
-    ]
-    if len(matching) > 1:
-        names = [each.name for each in matching]
-        raise UserError(
-            f"{name!r} is the beginning of {len(names)} subjects",
-            hint=f"one of {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}",
-        )
-    return matching[0] if matching else path
+    from ..evaluation import store
+
+    folder = store.evals(results)
+    ids = sorted(each.name for each in folder.glob("*") if each.is_dir())
+    whole = store.beginning_with(name, ids)
+    return path if whole is None else folder / whole
 
 
 def _document(found: Diff) -> None:

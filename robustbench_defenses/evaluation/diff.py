@@ -141,7 +141,8 @@ def _question(result: Result, with_subject: bool) -> Question:
     attack, data = result.attack, result.dataset
     asked = {
         "attack": attack.name, "norm": attack.norm, "targeted": attack.targeted,
-        "backend": attack.backend, "source": attack.source, **attack.parameters,
+        "backend": attack.backend, "source": attack.source,
+        **dict(sorted(attack.parameters.items())),
         "dataset": data.name, "digest": data.digest, "subset": data.subset, "n": result.n,
         "sweep": result.sweep, "view": result.view,
         "subject": result.subject.name if with_subject else None,

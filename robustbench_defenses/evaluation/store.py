@@ -7,7 +7,7 @@ Equal keys mean equal numbers, so any number of processes may write the same que
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,6 +89,18 @@ def load(path: Path) -> StoredResult:
     path = path.with_suffix(".json") if path.suffix == ".npz" else path
     result = parse_result(read_json(path), str(path))
     return StoredResult(result, path, path.with_suffix(".npz"))
+
+
+def beginning_with(name: str, ids: Sequence[str]) -> str | None:
+    """The id that is `name`, or the only one that begins so; None where none does. Several:
+    `UserError`."""
+    matching = [name] if name in ids else [each for each in ids if each.startswith(name)]
+    if len(matching) > 1:
+        raise UserError(
+            f"{name!r} is the beginning of {len(matching)} subjects",
+            hint=f"one of {', '.join(matching[:3])}{', ...' if len(matching) > 3 else ''}",
+        )
+    return matching[0] if matching else None
 
 
 def load_all(files: Iterable[Path], warn: Callable[[str], None]) -> list[StoredResult]:

@@ -59,14 +59,9 @@ def _of_subject(name: str, results_dir: Path, warn: Warn) -> list[StoredResult]:
     ids = sorted({path.parent.name for path in store.evals(results_dir).glob("*/*.json")})
     if name == "last":
         return _newest(results_dir, warn)
-    matching = [name] if name in ids else [each for each in ids if each.startswith(name)]
-    if len(matching) > 1:
-        raise UserError(
-            f"{name!r} is the beginning of {len(matching)} subjects",
-            hint=f"one of {', '.join(matching[:3])}{', ...' if len(matching) > 3 else ''}",
-        )
-    if matching:
-        folder = store.evals(results_dir) / matching[0]
+    whole = store.beginning_with(name, ids)
+    if whole is not None:
+        folder = store.evals(results_dir) / whole
         return store.load_all(sorted(folder.glob("*.json")), warn)
     every = store.all_results(results_dir, warn) if ids else []
     by_name = [entry for entry in every if entry.result.subject.name == name]
