@@ -4,9 +4,10 @@
     python benchmarks/attacks.py strength --network cifar --eps 0.0025,0.005,2/255
     python benchmarks/attacks.py scaling --network natural -n 1000
 
-Tasks are those of `tasks.py`, and `strength` (every task once), `scaling` (of ours alone) and
-`transfer` (images shown to `--second`). Networks: those of `plain.py`, or FILE.py:FACTORY. Images
-are read from $RRD_DATA. Peers that are not installed are left out (`requirements.txt`).
+Tasks are those of `tasks.py`, and `strength` (every task beside its reference alone), `scaling`
+(of ours alone) and `transfer` (images shown to `--second`). Networks: those of `plain.py`, or
+FILE.py:FACTORY. Images are read from $RRD_DATA. Peers that are not installed are left out
+(`requirements.txt`).
 
 Of each run: wall and CPU seconds (on a shared machine trust the ratio of CPU seconds), passes per
 image, and accuracy or norms by a float32 verdict of this script's own. For ours, `over bare`: CPU
@@ -28,7 +29,7 @@ from typing import Any
 import memory
 import peers
 import torch
-from comparison import Question, compare, question
+from comparison import Contest, Question, compare, question
 from peers import Peer, ours
 from rich.console import Console
 from rich.table import Table
@@ -82,7 +83,8 @@ def main() -> None:
         "tasks": [],
     }
     for place, asked in enumerate(_questions(args, attacked, present)):
-        result = compare(asked, present, args.repeats, bare="strength" not in args.tasks)
+        contest: Contest = "strength" if "strength" in args.tasks else "speed"
+        result = compare(asked, present, args.repeats, contest)
         if args.memory:
             result["memory"] = _memory(place, result)
         document["tasks"].append(result)

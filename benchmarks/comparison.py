@@ -11,15 +11,17 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peers import Peer, ours
 from subjects import Subject
-from tasks import EPS, GRID, Task
+from tasks import EPS, GRID, Task, references
 from torch import Tensor, nn
 
 from robustbench_defenses.core.norms import distance, largest_allowed
+
+Contest = Literal["speed", "strength"]
 
 # More than this above a peer is told: half a point of accuracy, half a percent of the mean norm.
 TOLERANCE = 0.005
@@ -34,6 +36,11 @@ class Question:
     subject: Subject
     grid: tuple[float, ...]
     peer_batch: int
+
+    @property
+    def method(self) -> str:
+        """What the peers call it."""
+        return self.task.method or self.name
 
     @property
     def count(self) -> int:
@@ -96,7 +103,7 @@ class _Wrapped(nn.Module):
 def run_peer(asked: Question, peer: Peer, seed: int) -> Made:
     """The peer's images; its attack runs once per budget."""
     subject, task = asked.subject, asked.task
-    attack = peer.attacks[task.method or asked.name]
+    attack = peer.attacks[asked.method]
     wrapped = _Wrapped(subject.model).eval()
     torch.manual_seed(seed)
 
@@ -213,27 +220,37 @@ def warm_up(asked: Question) -> None:
     )  # fmt: skip
 
 
-def compare(asked: Question, peers: list[Peer], repeats: int, bare: bool = True) -> dict[str, Any]:
-    """Ours and each peer in turn, `repeats` times: every run's numbers, and medians of ratios."""
-    task = asked.task
-    able = [peer for peer in peers if (task.method or asked.name) in peer.attacks]
+def compare(
+    asked: Question, peers: list[Peer], repeats: int, contest: Contest = "speed"
+) -> dict[str, Any]:
+    """Ours and each peer in turn, `repeats` times: every run's numbers, and medians of ratios.
+
+    For speed ours runs again beside every peer, and the bare passes are measured; for strength it
+    runs once per repeat, and only the references of the task (`tasks.references`) beside it.
+    """
+    task, speed = asked.task, contest == "speed"
+    able = [peer for peer in peers if asked.method in peer.attacks]
+    if not speed:
+        able = references(task, able)
     warm_up(asked)
-    cost = ours.BareCost(*_plain(asked.subject)) if bare else None
+    cost = ours.BareCost(*_plain(asked.subject)) if speed else None
     runs: list[dict[str, Any]] = []
     rows: dict[str, list[dict[str, Any]]] = {peer.name: [] for peer in able}
     failed: dict[str, str] = {}
     for repeat in range(repeats):
         turns: list[Peer | None] = [*able] or [None]
+        made: Made | None = None
         for peer in turns:
             if peer is not None and peer.name in failed:
                 continue
-            made = run_ours(asked, repeat)
-            mine = judge(asked, made)
-            facts = summary(asked, made, mine)
-            if cost is not None and made.found is not None:
-                facts["bare"] = cost.seconds(made.found)
-                facts["over_bare"] = made.cpu / facts["bare"]
-            runs.append(facts)
+            if made is None or speed:
+                made = run_ours(asked, repeat)
+                mine = judge(asked, made)
+                facts = summary(asked, made, mine)
+                if cost is not None and made.found is not None:
+                    facts["bare"] = cost.seconds(made.found)
+                    facts["over_bare"] = made.cpu / facts["bare"]
+                runs.append(facts)
             if peer is None:
                 continue
             try:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from peers import Ask
+from peers import Ask, Peer
 
 # Budgets by data set and norm; the eight-point sweeps begin at 0, which costs one clean pass.
 EPS = {
@@ -104,3 +104,14 @@ TASKS = {
     "cw": Task("cw", "l2", step=0.01, settings={"search_steps": 9}, minimum=True, slow=True),
     "boundary": Task("boundary", "l2", 1000, minimum=True, slow=True),
 }
+
+# Whose numbers count as the reference of a fixed budget: the authors' own code before the others.
+_FIXED = ("pyautoattack", "foolbox", "torchattacks", "adv_lib")
+
+
+def references(task: Task, able: list[Peer]) -> list[Peer]:
+    """Of the peers that can do the task, those that its strength is compared with."""
+    if task.minimum:
+        return able
+    known = {peer.name: peer for peer in able}
+    return [known[name] for name in _FIXED if name in known][:1] or able

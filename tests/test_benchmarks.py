@@ -124,6 +124,24 @@ def test_a_weaker_attack_is_told(modules: SimpleNamespace, asked: Any) -> None:
     assert not modules.comparison.against(asked, theirs, mine)["weaker"]
 
 
+def test_strength_is_measured_beside_the_reference_alone(
+    modules: SimpleNamespace, asked: Any
+) -> None:
+    """Speed pairs every peer with a run of ours; strength runs ours once, beside one library."""
+
+    def fair(model: nn.Module, images: Tensor, labels: Tensor, ask: Any) -> Tensor:
+        return towards(model, images, labels, ask.eps).clamp(0, 1)
+
+    attacks = {"pgd": modules.peers.in_batches(fair)}
+    able = [modules.peers.Peer(name, "1", attacks) for name in ("torchattacks", "foolbox")]
+    speed = modules.comparison.compare(asked, able, 2)
+    strength = modules.comparison.compare(asked, able, 2, "strength")
+    assert (len(speed["ours"]["runs"]), list(speed["peers"])) == (4, ["torchattacks", "foolbox"])
+    assert (len(strength["ours"]["runs"]), list(strength["peers"])) == (2, ["foolbox"])
+    assert "median_over_bare" in speed["ours"]
+    assert "median_over_bare" not in strength["ours"]
+
+
 def test_every_task_fits_our_attack(modules: SimpleNamespace) -> None:
     from robustbench_defenses.core import registry
 
