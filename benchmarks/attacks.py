@@ -4,10 +4,10 @@
     python benchmarks/attacks.py strength --network cifar --eps 0.0025,0.005,2/255
     python benchmarks/attacks.py scaling --network natural -n 1000
 
-Tasks are those of `tasks.py`, and `strength` (every task beside its reference alone), `scaling`
-(of ours alone) and `transfer` (images shown to `--second`). Networks: those of `plain.py`, or
-FILE.py:FACTORY. Images are read from $RRD_DATA. Peers that are not installed are left out
-(`requirements.txt`).
+Tasks are those of `tasks.py`, and `strength` (every task beside its reference alone), `cw_ddn` and
+`scaling` (of ours alone) and `transfer` (images shown to `--second`). Networks: those of
+`plain.py`, or FILE.py:FACTORY. Images are read from $RRD_DATA. Peers that are not installed are
+left out (`requirements.txt`).
 
 Of each run: wall and CPU seconds (on a shared machine trust the ratio of CPU seconds), passes per
 image, and accuracy or norms by a float32 verdict of this script's own. For ours, `over bare`: CPU
@@ -33,7 +33,7 @@ from comparison import Contest, Question, compare, question
 from peers import Peer, ours
 from rich.console import Console
 from rich.table import Table
-from studies import scaling, strength, transfer
+from studies import carlini_wagner, scaling, strength, transfer
 from subjects import Subject, subject
 from tasks import TASKS
 
@@ -41,7 +41,7 @@ from robustbench_defenses.core.device import machine
 from robustbench_defenses.core.norms import parse_eps
 from robustbench_defenses.training.environment import git_commit, versions
 
-STUDIES = ("strength", "scaling", "transfer")
+STUDIES = ("strength", "cw_ddn", "scaling", "transfer")
 
 
 def main() -> None:
@@ -90,6 +90,9 @@ def main() -> None:
         document["tasks"].append(result)
         _print(console, result)
         _write(args.json, document)
+    if "cw_ddn" in args.tasks:
+        document["cw_ddn"] = carlini_wagner(attacked.first(args.n), args.peer_batch)
+        _print_rows(console, "C&W beside DDN-1000", document["cw_ddn"])
     if "scaling" in args.tasks:
         document["scaling"] = scaling(attacked, args.peer_batch)
         _print_rows(console, "scaling of ours (PGD sweep)", document["scaling"])

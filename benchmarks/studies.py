@@ -1,4 +1,5 @@
-"""What is no contest of speed: strength of every attack, how the cost grows, transfer."""
+"""What is no contest of speed: strength of every attack, C&W beside a long DDN, how the cost grows,
+transfer."""
 
 from __future__ import annotations
 
@@ -6,14 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from comparison import Question, judge, question, run_ours
+from comparison import Question, judge, question, run_ours, summary
 from peers import Peer, ours
 from subjects import Subject, network
-from tasks import GRID, MNIST_STEP, TASKS
+from tasks import GRID, MNIST_STEP, TASKS, Task
 
 from robustbench_defenses.attacks.pgd import PGD
 from robustbench_defenses.engine.craft import craft
 
+NEAREST_N = 300  # images of a minimum-norm attack in a comparison of strength
 SIZES = (250, 500, 1000)
 POINTS = (16, 32)
 
@@ -30,10 +32,30 @@ def strength(
             continue
         if not any((task.method or name) in peer.attacks for peer in peers):
             continue
-        few = subject.first(slow_n if task.slow else n)
+        few = subject.first(slow_n if task.slow else min(n, NEAREST_N) if task.minimum else n)
         own = not task.minimum and task.norm == "linf"
         asked += [question(name, task, few, one, batch) for one in (eps if own else [None])]
     return asked
+
+
+def carlini_wagner(subject: Subject, batch: int) -> list[dict[str, Any]]:
+    """C&W at its defaults but 9 rounds of 100 steps, beside DDN with 1,000 steps."""
+    tasks = {
+        "ddn 1000": replace(TASKS["ddn"], steps=1000),
+        "cw 9x100": Task("cw", "l2", 100, settings={"search_steps": 9}, minimum=True),
+    }
+    found: list[dict[str, Any]] = []
+    for name, task in tasks.items():
+        asked = question(name, task, subject, None, batch)
+        made = run_ours(asked, 0)
+        verdict = judge(asked, made)
+        facts = summary(asked, made, verdict)
+        row = {"attack": name, "n": asked.count}
+        row |= {key: facts[key] for key in ("success", "mean_norm", "median_norm", "cpu")}
+        for key in ("mean_norm", "median_norm"):
+            row[f"{key}_ratio"] = row[key] / (found[0] if found else row)[key]
+        found.append(row)
+    return found
 
 
 def scaling(subject: Subject, batch: int) -> list[dict[str, Any]]:

@@ -58,7 +58,7 @@ class Task:
         settings = dict(self.settings)
         length = self.step_length(dataset, eps)
         if self.ours == "cw":
-            settings["learning_rate"] = length
+            settings.update({} if length is None else {"learning_rate": length})
         elif self.sweep and not self._absolute(dataset):
             settings["rel_step"] = self.share
         elif length is not None:
