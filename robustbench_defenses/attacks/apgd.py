@@ -33,7 +33,7 @@ from .gradient import steepest
 CARD = {
     "object": "APGD",
     "name": "apgd_ce",
-    "version": 1,
+    "version": 2,
     "source": "Croce and Hein 2020, algorithm 1; L1: Croce and Hein 2021, algorithm 1",
     "aliases": ["apgd"],
     "variants": {
@@ -110,6 +110,9 @@ CARD = {
         "logit_scale": {"help": "factor on the logits before the loss (undoes saturation)"},
     },
 }
+
+
+FEW_CLASSES = 3  # for which the targeted DLR is not defined: it needs a fourth
 
 
 @dataclass
@@ -220,9 +223,14 @@ class APGD:
         return noise.mul_(per_row(scale, noise)).add_(images).clamp_(0, 1)
 
     def ask(self, state: State, rows: Rows) -> Query:
-        """The gradient of the loss at the current points; targeted runs aim it at their class."""
+        """The gradient of the loss at the current points; targeted runs aim it at their class.
+
+        Of three classes DLR cannot aim at the last: its denominator is the gap to that very class.
+        These runs take the untargeted form.
+        """
         aim = None
-        if self.targets:
+        classes = rows.rivals.shape[1] + 1
+        if self.targets and not (self.loss == "dlr" and classes == FEW_CLASSES):
             rank = rows.run % min(self.targets, rows.rivals.shape[1])
             aim = rows.rivals.gather(1, rank[:, None])[:, 0]
             aim = torch.where(rows.target >= 0, rows.target, aim)

@@ -20,7 +20,7 @@ from .square import Square
 
 CARD = {
     "object": "AutoAttack",
-    "version": 1,
+    "version": 2,
     "source": "Croce and Hein 2020, section 5; L1: Croce and Hein 2021",
     "aliases": ["aa"],
     "variants": {
@@ -31,7 +31,8 @@ CARD = {
     "cost": "100 + 900 + 900 forward and backward passes and 5,000 forward passes at most",
     "differences": (
         "an example leaves a member at once when it breaks, not when the member ends; fewer than "
-        "ten classes use as many targets as there are, two and three classes the plain losses. "
+        "ten classes use as many targets as there are, three classes the untargeted DLR for each, "
+        "two the plain margin. "
         "plus: targeted FAB stands for the untargeted one too."
     ),
     "params": {
@@ -55,7 +56,8 @@ class AutoAttack:
     def members(self, classes: int) -> tuple[tuple[str, Attack], ...]:
         """The attacks in order, for a subject of so many classes.
 
-        With two classes DLR is the plain margin, with three its untargeted form (`engine.losses`).
+        With two classes DLR is the plain margin, with three there is its untargeted form alone
+        (`engine.losses`, `APGD.ask`).
         """
         l1 = self.norm == "l1"
         apgd = APGD(norm=self.norm, steps=self.steps, restarts=5 if l1 else 1, large_radius=l1)

@@ -19,12 +19,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..engine.losses import misclassified
+from ..engine.losses import margin, misclassified
 from ..engine.protocol import Answer, Query, Rows
 
 CARD = {
     "object": "FabT",
-    "version": 1,
+    "version": 2,
     "source": "Croce and Hein 2020 (FAB), algorithm 1; targets: Croce and Hein 2020 (AutoAttack)",
     "aliases": ["fab"],
     "variants": {
@@ -140,11 +140,17 @@ class FabT:
 
 
 def difference(logits: Tensor, rows: Rows) -> Tensor:
-    """Z_t - Z_y (B,): t is the question's target, else the row's own rival."""
+    """Z_t - Z_y (B,), t the row's own rival: another class than y is wanted, whichever.
+
+    With the question's target: Z_t - max_{k != t} Z_k. There t itself has to lead, and behind the
+    plane between t and y a third class may.
+    """
     rank = rows.run.clamp_max(rows.rivals.shape[1] - 1)
-    aim = torch.where(rows.target >= 0, rows.target, rows.rivals.gather(1, rank[:, None])[:, 0])
+    aim = rows.rivals.gather(1, rank[:, None])[:, 0]
     pair = logits.gather(1, torch.stack([aim, rows.labels], 1))
-    return pair[:, 0] - pair[:, 1]
+    value = pair[:, 0] - pair[:, 1]
+    targeted = rows.target >= 0
+    return torch.where(targeted, margin(logits, rows), value) if bool(targeted.any()) else value
 
 
 def step_to_plane(points: Tensor, plane: Tensor, gap: Tensor, norm: str) -> Tensor:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..core import rng
+from ..core.errors import UserError
 from ..core.norms import per_row, project
 from ..engine.losses import margin
 from ..engine.protocol import Answer, Query, Rows
@@ -88,6 +89,11 @@ class Square:
 
     def start(self, rows: Rows) -> State:
         """Fresh rows at stripes or tiles."""
+        if rows.images.dim() != 4:
+            raise UserError(
+                f"square changes windows of images (N, C, H, W), not {rows.images.dim() - 1} axes",
+                hint="an attack with gradients, or images.view(N, 1, 1, D)",
+            )
         key = rng.fold(rows.key, 0)
         trial = stripes(rows, key) if self.norm == "linf" else tiles(rows, key, self.norm)
         return State(

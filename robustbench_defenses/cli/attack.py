@@ -164,7 +164,7 @@ def _show(made: Images, written: list[Path], as_json: bool, quiet: bool) -> None
 
     total = len(made.labels)
     clean = int((made.before == made.labels).sum())
-    standing = total - int(made.broken.sum())
+    counted = int(made.broken.sum())
     if as_json:
         print_json(
             {
@@ -175,7 +175,8 @@ def _show(made: Images, written: list[Path], as_json: bool, quiet: bool) -> None
                 "eps": made.eps,
                 "n": total,
                 "clean_accuracy": clean / total,
-                "accuracy_of_images": standing / total,
+                "accuracy_of_images": made.accuracy,
+                "broken": counted / total,
                 "mean_distance": {name: _mean(made, name) for name in made.distances},
                 "files": [str(path) for path in written],
             }
@@ -183,7 +184,11 @@ def _show(made: Images, written: list[Path], as_json: bool, quiet: bool) -> None
         return
     budget = "" if made.eps is None else f" at eps {made.eps:g}"
     out.print(f"{made.attack}{budget} on {made.subject}, {total} images of {made.dataset}")
-    out.print(f"  right before {clean} of {total}, after {standing} of {total}")
+    after = round(made.accuracy * total)
+    out.print(f"  right before {clean} of {total}, after {after} of {total}")
+    if counted != total - after:  # out of reach, or into another class than the target
+        what = "wrong before or in the target class" if made.target is not None else "broken"
+        out.print(f"  {what}{'' if made.eps is None else ' within eps'} {counted} of {total}")
     said = ", ".join(
         f"{name} {mean:.3g}" for key, name in NORM_NAMES.items() if (mean := _mean(made, key))
     )

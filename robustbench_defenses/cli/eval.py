@@ -11,7 +11,7 @@ The same question again is answered from the store; --fresh asks again.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -190,6 +190,34 @@ def command(
     from ..evaluation.run import evaluate
     from .console import err, progress
 
+    doubts: dict[str, Any] = {}
+    if diagnose:
+        from ..core.device import machine
+        from ..evaluation.budgets import settings_for
+        from ..evaluation.diagnose import diagnose as diagnose_
+        from ..evaluation.diagnose import suspected
+
+        if targeted or source is not None:
+            what = "--targeted" if targeted else "--source"
+            raise UserError(
+                f"--diagnose doubts untargeted attacks on the subject itself; it has no {what}",
+                hint=f"once with {what}, once with --diagnose",
+            )
+        suspects = [name for name in names if name != "all"] or ["pgd"]
+        given = chosen | {"": {}} if "all" in names else chosen
+        doubts = {
+            "attacks": suspects,
+            "dataset": dataset,
+            "eps": None if budgets is None else budgets[-1],
+            "norm": norm,
+            "n": count,
+            "settings": settings_for(suspects, suspects, given, norm, budget),
+            "subset": subset,
+            "data_dir": data,
+            "results_dir": results,
+        }
+        for subject in dict.fromkeys(subjects or ["last"]):
+            suspected(subject, device=machine(device, precision, threads).device, **doubts)
     reporter = Overall(progress(quiet))
     limit = None if time_limit is None else TimeLimit(time_limit)
     # Every subject is checked before the first is attacked.
@@ -229,29 +257,17 @@ def command(
     answered, unfinished, said = answers_of(asked)
     diagnoses = []
     if diagnose and not unfinished:
-        from ..evaluation.diagnose import diagnose as diagnose_
-
-        whole = "all" in names
-        suspects = [name for name in names if name != "all"] or ["pgd"]
         for subject in dict.fromkeys(subjects or ["last"]):
             diagnoses.append(
                 diagnose_(
                     subject,
-                    suspects,
-                    dataset=dataset,
-                    eps=None if budgets is None else budgets[-1],
-                    norm=norm,
-                    n=count,
-                    settings=chosen | {"": {}} if whole else chosen,
-                    subset=subset,
                     view=view,
                     seed=seed,
                     device=device,
                     precision=precision,
                     threads=threads,
-                    data_dir=data,
-                    results_dir=results,
                     progress=progress(quiet),
+                    **doubts,
                 )
             )
     show(answered, diagnoses, as_json=json_, quiet=quiet, unfinished=unfinished)
@@ -308,12 +324,14 @@ def answers_of(asked: list[Evaluation]) -> tuple[list[Answer], list[Unfinished],
 
 
 def implied_norm(names: list[str], settings: dict[str, dict[str, object]]) -> str:
-    """The norm that names or settings say, for the check of budgets before anything loads."""
+    """The norm of the attacks as their settings or they themselves say, for the check of budgets:
+    linf only where all work in it."""
     given = {str(values["norm"]) for values in settings.values() if "norm" in values}
-    if given:
-        return "linf" if given == {"linf"} else "l2"
-    ends = {name.rpartition("_")[2] for name in names} & {"l2", "l1"}
-    return ends.pop() if len(ends) == 1 and len(names) == 1 else "l2" if ends else "linf"
+    if not given:
+        from ..evaluation.question import named
+
+        given = {named(name, None).create().norm for name in names if name != "all"}
+    return "linf" if given <= {"linf"} else min(given - {"linf"})
 
 
 def settings_by_attack(settings: dict[str, str], names: list[str]) -> dict[str, dict[str, object]]:

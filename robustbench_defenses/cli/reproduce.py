@@ -145,7 +145,7 @@ def standings(
     """Every job and how it stands; `timed`: with an estimate."""
     from ..reproduce.estimate import Estimator
 
-    estimator = Estimator(place.results_dir, place.data_dir, machine, plan.level, timed)
+    estimator = Estimator(place, machine, plan.level, timed)
     return [(job, estimator.standing(job)) for job in plan.jobs]
 
 

@@ -193,12 +193,12 @@ def _loss(query: Query, rows: Rows, logits: Tensor, features: tuple[Tensor, ...]
 
 
 def _slope(loss: Tensor, points: Tensor, blame: AbstractContextManager[None]) -> Tensor:
-    """The gradient of `loss` (B,) by `points`; zero for a subject that has no graph."""
+    """The gradient of `loss` (B,) by `points`, finite; zero for a subject that has no graph."""
     gradient = None
     if loss.requires_grad:
         with torch.enable_grad(), blame:
             (gradient,) = torch.autograd.grad(loss.sum(), points, allow_unused=True)
-    return torch.zeros_like(points) if gradient is None else gradient
+    return torch.zeros_like(points) if gradient is None else finite(gradient)
 
 
 def _class_gradients(
@@ -236,4 +236,17 @@ def gradients_of_classes(logits: Tensor, points: Tensor, query: Query) -> Tensor
             )
             if gradient is not None:
                 result[:, m] = gradient
-    return result.masked_fill_((query.classes < 0).view(*query.classes.shape, 1, 1, 1), 0)
+    unwanted = (query.classes < 0).view(*query.classes.shape, *[1] * (points.dim() - 1))
+    return finite(result.masked_fill_(unwanted, 0))
+
+
+def finite(gradient: Tensor) -> Tensor:
+    """`gradient` (B, ...) with 0 for NaN, and for infinite entries the largest finite size of their
+    row: a root or a logarithm has no slope at 0, and one such pixel must not spoil the point."""
+    if bool(torch.isfinite(gradient.sum())):
+        return gradient
+    rows = gradient.flatten(1)
+    size = rows.abs().nan_to_num(nan=0.0, posinf=0.0).amax(1, keepdim=True)
+    largest = torch.where(size > 0, size, 1.0)
+    bounded = rows.nan_to_num(nan=0.0).clamp(-largest, largest)
+    return bounded.view_as(gradient)

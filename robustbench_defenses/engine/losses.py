@@ -43,10 +43,10 @@ def dlr(logits: Tensor, rows: Rows) -> Tensor:
     """Difference of logits ratio (Croce and Hein 2020): unchanged by shift and scale of logits.
 
     Untargeted: -(Z_y - max_{k != y} Z_k) / (Z_(1) - Z_(3)); targeted towards t:
-    -(Z_y - Z_t) / (Z_(1) - (Z_(3) + Z_(4)) / 2). With too few classes for the denominator the
-    largest gap there is takes its place: three classes use Z_(1) - Z_(3) for both forms, two use
-    the plain margin, whose scale no third logit can fix. Classes that the subject rules out
-    (logit -inf) do not count.
+    -(Z_y - Z_t) / (Z_(1) - (Z_(3) + Z_(4)) / 2). With too few classes for the denominator there is
+    none: two classes use the plain margin, and so does a target among three, where Z_(1) - Z_(3)
+    would be the numerator itself for the last class. Classes that the subject rules out (logit
+    -inf) do not count.
     """
     ordered = logits.sort(dim=1, descending=True).values
     classes = logits.shape[1]
@@ -57,11 +57,12 @@ def dlr(logits: Tensor, rows: Rows) -> Tensor:
     untargeted = _largest_other(logits, rows.labels) - _select(logits, rows.labels)
     value = untargeted / (spread + 1e-12)
     if bool((rows.target >= 0).any()):
-        if classes > 3:
-            fourth = torch.where(ordered[:, 3].isinf(), ordered[:, 2], ordered[:, 3])
-            lower = (ordered[:, 2] + fourth) / 2
-            spread = (ordered[:, 0] - lower).masked_fill(ruled_out, 1.0)
-        targeted = (_select(logits, rows.target) - _select(logits, rows.labels)) / (spread + 1e-12)
+        fourth = ordered[:, 3] if classes > 3 else torch.full_like(ordered[:, 0], -torch.inf)
+        few = fourth.isinf()
+        lower = (ordered[:, 2] + fourth) / 2
+        spread = (ordered[:, 0] - lower).masked_fill(few, 1.0)
+        ratio = (_select(logits, rows.target) - _select(logits, rows.labels)) / (spread + 1e-12)
+        targeted = torch.where(few, margin(logits, rows), ratio)
         value = torch.where(rows.target >= 0, targeted, value)
     return value
 

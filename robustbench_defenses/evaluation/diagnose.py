@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..core.device import Machine, machine
@@ -172,11 +173,10 @@ def prepare(
     Under suspicion is the first of `attacks` that makes a number of steps inside a ball, with its
     `settings`; without one, PGD. `eps` None: the middle of the published grid.
     """
-    target = resolve(subject, Path(results_dir), here.device)
-    few = examples_of(target, dataset, n, subset, data_dir, here.device).head(battery.IMAGES)
-    question = _suspect(attacks, settings or {}, few, norm, eps)
-    if not question.budgets:
-        raise UserError("--diagnose needs a budget above 0", hint="--eps E")
+    target, few, question = suspected(
+        subject, attacks, here.device, dataset=dataset, eps=eps, norm=norm, n=n,
+        settings=settings, subset=subset, data_dir=data_dir, results_dir=results_dir,
+    )  # fmt: skip
     with answering.guards(target, question):
         twin = search_twin(target.view(view), few.images, here.precision)
         facts = look(target, few)
@@ -193,6 +193,35 @@ def prepare(
         view=view,
         progress=progress or Silent(),
     )
+
+
+def suspected(
+    subject: str | nn.Module,
+    attacks: Sequence[str],
+    device: torch.device,
+    *,
+    dataset: str | None = None,
+    eps: float | None = None,
+    norm: str | None = None,
+    n: int | None = None,
+    settings: Mapping[str, Mapping[str, object]] | None = None,
+    subset: str = "first",
+    data_dir: Path | None = None,
+    results_dir: str | Path = "results",
+) -> tuple[Subject, Examples, asking.AttackQuestion]:
+    """Who is diagnosed, on which images, and under which attack: all that can be wrong with the
+    question is found here, before anything is attacked. Errors: `UserError`."""
+    target = resolve(subject, Path(results_dir), device)
+    few = examples_of(target, dataset, n, subset, data_dir, device).head(battery.IMAGES)
+    try:
+        question = _suspect(attacks, settings or {}, few, norm, eps)
+    except UserError as error:
+        if eps is not None:
+            raise
+        raise UserError(f"--diagnose doubts one budget: {error.message}", hint="--eps E") from error
+    if not question.budgets:
+        raise UserError("--diagnose needs a budget above 0", hint="--eps E")
+    return target, few, question
 
 
 def _suspect(

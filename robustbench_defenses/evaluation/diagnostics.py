@@ -270,7 +270,7 @@ def budget_use(e: Evidence) -> Finding | Skip:
     levels={"info": 0.0},
     blames="attack",
     formula="classes that the DLR loss lacks: it needs three, towards targets four",
-    means="With fewer classes DLR uses the largest gap there is (two: the margin), so nothing is "
+    means="With fewer classes DLR becomes the plain margin or drops its targets, so nothing is "
     "wrong; a number from another library at so few classes may be.",
     do="nothing; compare with apgd_ce",
     source="Croce and Hein 2020 (flag of AutoAttack)",

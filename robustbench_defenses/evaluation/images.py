@@ -242,7 +242,8 @@ class Images:
 
     `clean`, `adversarial` (N, C, H, W) in [0, 1]; `labels`, `before`, `after`, `index` (N,) int64;
     `broken` (N,) bool: counts by the verdict at eps (None: at any norm); `distances`: norm -> (N,)
-    float64. `nearest`: the attack looked for the nearest images.
+    float64; `target` (N,) int64: the class that counts (None: any wrong one). `nearest`: the attack
+    looked for the nearest images.
     """
 
     clean: Tensor
@@ -259,6 +260,12 @@ class Images:
     attack: str
     subject: str
     dataset: str
+    target: Tensor | None = None
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the returned images that are classified correctly, however far they are."""
+        return float((self.after == self.labels).double().mean())
 
     def arrays(self) -> dict[str, Any]:
         """All of it as numpy arrays for an npz file."""
@@ -271,6 +278,7 @@ class Images:
             "prediction_after": self.after,
             "index": self.index,
             "broken": self.broken,
+            **({} if self.target is None else {"target": self.target}),
             **named,
         }
         return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
@@ -358,4 +366,5 @@ def attack_images(
         attack=question.name,
         subject=target.name,
         dataset=chosen.info.name,
+        target=wanted,
     )

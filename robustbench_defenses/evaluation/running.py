@@ -98,9 +98,13 @@ def _run(
     keeper = blocks.Keeper(blocks.snapshot_path(folder, start), settings.limit)
     count = len(block.labels)
 
+    stepped = settings.source is None and question.call is None  # the keeper sees every step
+
     def report(broken: int, share: float) -> None:
         keeper.share = share
         settings.progress.update(start + int(share * count), f"{count - broken} standing")
+        if not stepped and share < 1 and settings.limit is not None and settings.limit.over:
+            raise OutOfTime("the time is over")
 
     def run(resume: State | None) -> Outcome:
         search = _search(subject, question, settings, twin, block, report, keeper, resume)
@@ -143,6 +147,7 @@ def _search(
     keep_points = question.sweep == "clipped"
     if settings.source is not None:
         source = transfer_source(settings.source, block, settings.machine.precision)
+        common["batch_size"] = settings.batch_size or BATCH_SIZE
         return TransferSearch(attack=question.attack, source=source, **common)
     if question.call is not None:
         return backends.BackendSearch(

@@ -225,7 +225,10 @@ def _attack_base(result: Result) -> str:
 
 
 def _budgets(result: Result) -> str:
-    eps = [point.eps for point in result.curve if point.eps > 0]
+    grid = [point.eps for point in result.curve]
+    if not grid:
+        return "at any eps"
+    eps = [value for value in grid if value > 0] or grid
     return f"at {eps_labels(eps)[0]}" if len(eps) == 1 else f"at {len(eps)} eps"
 
 

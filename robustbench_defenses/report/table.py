@@ -148,7 +148,8 @@ def answer_columns(panel: Panel) -> list[Column]:
     scored = any(line.optimality is not None for line in panel.lines)
     for line in panel.lines:
         result = line.result
-        point = next((p for p in reversed(result.curve) if p.eps > 0), None)
+        # Eps 0 is a budget too: who asks for it alone is told the clean accuracy.
+        point = result.curve[-1] if result.curve else None
         shown = result.unbounded_accuracy if point is None else point.robust_accuracy
         accuracy = text.ABSENT if shown is None else f"{text.percent(shown)} %"
         interval = "" if point is None else _interval(point)

@@ -53,9 +53,12 @@ def in_255ths(eps: Sequence[float]) -> bool:
 
 
 def eps_labels(eps: Sequence[float]) -> list[str]:
-    """Budgets as text: `8/255` in a grid of such, else equally many decimals, as few as do."""
+    """Budgets as text: `8/255` in a grid of such, else equally many decimals, as few as do; `0`
+    where there is nothing else."""
     if in_255ths(eps):
         return [f"{round(value * 510) / 2:g}/255" if value else "0" for value in eps]
+    if not any(eps):
+        return ["0"] * len(eps)
     for digits in range(1, 7):
         if all(abs(value - round(value, digits)) < 1e-9 for value in eps):
             return [f"{value:.{digits}f}" for value in eps]

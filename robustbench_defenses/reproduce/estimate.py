@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from ..core.device import Machine
 from ..core.errors import UserError
-from ..data.source import describe
+from ..core.settings import plain
+from ..data.source import describe, load
+from ..evaluation.question import ask
+from ..evaluation.schema import Result
+from ..evaluation.store import evals, file_name
+from ..evaluation.store import load as stored
 from ..training.assemble import model_factory
 from ..training.runs import Run, read_info, runs_folder
-from .jobs import CLEAN, Evaluation, Job, Training, full_name
+from .jobs import CLEAN, Evaluation, Job, Place, Training, full_name
 from .levels import Level
 
 TIMED_BATCH = 64
@@ -36,15 +40,15 @@ class Standing:
 
 @dataclass
 class Estimator:
-    """Estimates for the jobs of one plan; what is timed once is remembered."""
+    """Estimates for the jobs of one plan, run as `place` says; what is timed once is remembered."""
 
-    results_dir: Path
-    data_dir: Path | None
+    place: Place
     machine: Machine
     level: Level
     timed: bool = True
     _passes: dict[str, tuple[float, float]] = field(default_factory=dict)
     _steps: dict[str, float] = field(default_factory=dict)
+    _sizes: dict[str, int] = field(default_factory=dict)
 
     def standing(self, job: Job) -> Standing:
         """The standing of one job."""
@@ -62,10 +66,10 @@ class Estimator:
         )
 
     def _training(self, training: Training) -> Standing:
-        folder = runs_folder(self.results_dir) / training.run_id
+        folder = runs_folder(self.place.results_dir) / training.run_id
         state: State = "to do"
         done = 0.0
-        if (folder / "run.json").is_file():
+        if not self.place.fresh and (folder / "run.json").is_file():
             run = Run(folder, read_info(folder))
             if run.finished:
                 return Standing("done", 1, 1, 0.0)
@@ -78,28 +82,56 @@ class Estimator:
         if key not in self._steps:
             from ..training.timing import estimate
 
-            self._steps[key] = estimate(training.question, self.machine, self.data_dir)
+            self._steps[key] = estimate(training.question, self.machine, self.place.data_dir)
         return Standing(state, 0, 1, self._steps[key] * (1 - done))
 
     def _known(self, one: Evaluation) -> bool:
-        """Whether an answer lies in the store already; the evaluation itself looks again."""
-        asked = one.asked
-        name = full_name(asked.attack)
-        for path in (self.results_dir / "evals" / one.subject).glob(f"{name}-*.json"):
-            try:
-                found = json.loads(path.read_text(encoding="utf-8"))
-                if _answers(found, one):
+        """Whether an answer that the run would use lies in the store; the evaluation itself looks
+        again."""
+        if self.place.fresh:
+            return False
+        name = file_name(full_name(one.asked.attack))
+        folder = evals(self.place.results_dir) / file_name(one.subject)
+        files = sorted(folder.glob(f"{name}-*.json"))
+        expected = self._expected(one) if files else {}
+        for path in files:
+            with contextlib.suppress(UserError):
+                if _told(stored(path).result) == expected:
                     return True
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
         return False
+
+    def _expected(self, one: Evaluation) -> dict[str, Any]:
+        """What the stored answer that the run would use says of itself, as `_told`."""
+        asked, place = one.asked, self.place
+        dataset = one.training.dataset
+        name = full_name(asked.attack)
+        question = ask(
+            name, describe(dataset, place.data_dir), settings=dict(asked.settings),
+            eps=asked.budget, sweep=asked.sweep,
+        )  # fmt: skip
+        if asked.n < 0 and dataset not in self._sizes:
+            self._sizes[dataset] = len(load(dataset, "test", place.data_dir).labels)
+        return {
+            "attack": name,
+            "version": question.entry.version,
+            "parameters": plain(question.parameters),
+            "grid": list(question.grid),
+            "sweep": question.sweep,
+            "targeted": False,
+            "backend": "native",
+            "source": None if one.source is None else one.source.run_id,
+            "subset": "first",
+            "n": asked.n if asked.n >= 0 else self._sizes[dataset],
+            "precision": place.precision,
+            "seed": place.seed,
+        }
 
     def _seconds(self, one: Evaluation) -> float | None:
         """Most seconds that an answer takes: its declared passes at the timed rate."""
         from ..core.registry import find
 
         question = one.training.question
-        about = describe(question.dataset, self.data_dir)
+        about = describe(question.dataset, self.place.data_dir)
         forward, backward = self._rates(one.training)
         n = one.asked.n if one.asked.n > 0 else 10_000
         if one.asked.attack == CLEAN:
@@ -118,7 +150,7 @@ class Estimator:
         question = training.question
         key = f"{question.dataset}|{question.model}|{sorted(question.model_settings.items())}"
         if key not in self._passes:
-            about = describe(question.dataset, self.data_dir)
+            about = describe(question.dataset, self.place.data_dir)
             build = model_factory(
                 question.model, question.model_settings, about.shape, about.classes
             )
@@ -148,18 +180,24 @@ def _timed(network: Any, shape: tuple[int, ...], machine: Machine) -> tuple[floa
     return taken[0], taken[1]
 
 
-def _answers(found: dict[str, Any], one: Evaluation) -> bool:
-    asked, attack = one.asked, found["attack"]
-    source = None if one.source is None else one.source.run_id
-    if attack.get("source") != source or (asked.n > 0 and found["n"] != asked.n):
-        return False
-    wanted = 0.0 if asked.attack == CLEAN else asked.eps
-    grid = [point["eps"] for point in found["curve"]]
-    if wanted is not None and grid != [wanted]:
-        return False
-    if asked.attack == CLEAN:
-        return True
-    return all(attack["parameters"].get(name) == value for name, value in asked.settings)
+def _told(found: Result) -> dict[str, Any]:
+    """What decides the key of a stored result, all but weights, code, data and view: for these the
+    subject would have to be loaded."""
+    attack = found.attack
+    return {
+        "attack": attack.name,
+        "version": attack.version,
+        "parameters": attack.parameters,
+        "grid": [point.eps for point in found.curve],
+        "sweep": found.sweep,
+        "targeted": attack.targeted,
+        "backend": attack.backend,
+        "source": attack.source,
+        "subset": found.dataset.subset,
+        "n": found.n,
+        "precision": found.precision,
+        "seed": found.seed,
+    }
 
 
 def _sum(values: Sequence[float | None]) -> float | None:

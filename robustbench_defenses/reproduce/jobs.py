@@ -71,6 +71,16 @@ class Asked:
     eps: float | None
     n: int
 
+    @property
+    def budget(self) -> float | None:
+        """The eps to ask about; clean accuracy is that of eps 0."""
+        return 0.0 if self.attack == CLEAN else self.eps
+
+    @property
+    def sweep(self) -> str:
+        """How the budgets are swept."""
+        return "envelope" if self.eps is None else "independent"
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -197,10 +207,10 @@ def _evaluate(job: Job, place: Place, progress: Progress) -> dict[str, str]:
         answers = evaluate(
             one.subject,
             [full_name(each.asked.attack) for each in group],
-            eps=[0.0] if one.asked.attack == CLEAN else one.asked.eps,
+            eps=one.asked.budget,
             n=one.asked.n,
             settings={full_name(e.asked.attack): dict(e.asked.settings) for e in group},
-            sweep="independent" if one.asked.eps is not None else "envelope",
+            sweep=one.asked.sweep,
             source=None if one.source is None else one.source.run_id,
             data_dir=place.data_dir,
             results_dir=place.results_dir,

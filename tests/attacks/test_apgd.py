@@ -225,16 +225,27 @@ def test_targets_by_rank() -> None:
     rows = replace(
         rows,
         run=torch.tensor([0, 1, 2]),
-        rivals=torch.tensor([[2, 1], [2, 1], [1, 2]]),
+        rivals=torch.tensor([[2, 1, 3], [2, 1, 3], [1, 2, 3]]),
     )
     state = attack.start(rows)
     aim = attack.ask(state, rows).aim
     assert aim is not None
-    assert aim.tolist() == [2, 1, 1]  # two rivals only: the third run tries the first one again
+    assert aim.tolist() == [2, 1, 3]
+    later = attack.ask(state, replace(rows, run=rows.run + 3)).aim
+    assert later is not None
+    assert later.tolist() == [2, 1, 3]  # three rivals: the fourth run tries the first one again
     aim = attack.ask(state, replace(rows, target=torch.tensor([-1, 2, -1]))).aim
     assert aim is not None
-    assert aim.tolist() == [2, 2, 1]
+    assert aim.tolist() == [2, 2, 3]
     assert APGD().ask(state, rows).aim is None
+
+
+def test_of_three_classes_dlr_runs_are_untargeted() -> None:
+    rows = replace(some_rows(), rivals=torch.tensor([[2, 1], [2, 1], [1, 2]]))
+    attack = APGD(loss="dlr", targets=9)
+    assert attack.ask(attack.start(rows), rows).aim is None
+    margin = APGD(loss="margin", targets=9)
+    assert margin.ask(margin.start(rows), rows).aim is not None
 
 
 class _Digits(nn.Module):

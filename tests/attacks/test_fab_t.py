@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import robustbench_defenses as rrd
 from robustbench_defenses.attacks.fab_t import FabT, difference, step_to_plane
 from robustbench_defenses.core.norms import distance
 from robustbench_defenses.core.view import Logits
@@ -145,12 +146,27 @@ def test_each_run_has_its_target() -> None:
     )
     logits = torch.tensor([[5.0, 1.0, 2.0, 4.0]]).expand(count, -1)
     assert difference(logits, rows).tolist() == [-1.0, -3.0, -4.0, -4.0]
+    ahead = logits + torch.tensor([0.0, 0.0, 4.0, 0.0])  # a third class leads: the target must pass
+    assert difference(ahead, rows).tolist() == [-1.0, 1.0, -4.0, -5.0]
     assert FabT().runs(10) == 9
     assert FabT().runs(4) == 3
     assert FabT(targets=2).runs(4) == 2
     attack = FabT()
     state = attack.start(rows)
     assert attack.finished(state, rows).tolist() == [False, False, False, True]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_a_target_is_reached_behind_a_third_class(norm: str) -> None:
+    """Between clean image and target other classes lie; the nearest point of the target counts."""
+    model, images, labels = digits_network()
+    images, labels = images[:40], labels[:40]
+    target = (labels + 1 + torch.arange(40) % 9) % 10
+    fab = rrd.attack(model, images, labels, "fab_t", norm=norm, target=target, steps=60)
+    fmn = rrd.attack(model, images, labels, "fmn", norm=norm, target=target)
+    assert fmn.broken.all()
+    assert fab.broken.double().mean() >= 0.9  # 0.6 with the plane between target and true class
+    assert (fab.distance / fmn.distance)[fab.broken].mean() < 1.1
 
 
 def test_later_targets_find_nearer_points() -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from scipy import stats
-from torch import Tensor
+from torch import Tensor, nn
 
+import robustbench_defenses as rrd
 from robustbench_defenses.attacks.gradient import ascend, steepest, step_sizes, uniform_start
+from robustbench_defenses.core.errors import UserError
 from robustbench_defenses.core.norms import distance, dual, largest_allowed, project
 from robustbench_defenses.engine.protocol import Answer
+from tests.attacks.digits import digits_network
 from tests.engine import builders, oracles
 
 NORMS = ("linf", "l2", "l1")
@@ -349,3 +352,31 @@ def test_restarts_begin_elsewhere() -> None:
 def test_one_step_attacks_have_no_restarts() -> None:
     assert oracles.build("fgsm_linf", restarts=5).restarts == 1
     assert oracles.build("mim_linf", restarts=5).restarts == 1
+
+
+@pytest.mark.parametrize("attack", ["pgd", "ddn", "deepfool_l2", "apgd_ce", "fmn"])
+def test_a_root_in_front_of_the_network(attack: str) -> None:
+    """The slope of a root is infinite at black pixels; points stay finite and are still found."""
+    model, images, labels = digits_network()
+
+    class Root(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return model(x.sqrt().square())
+
+    images, labels = images[:20], labels[:20]
+    assert (images == 0).any()
+    eps = 2.0 if attack == "apgd_ce" or attack == "pgd" else None
+    norm = "l2" if eps is not None else None
+    made = rrd.attack(Root(), images, labels, attack, eps=eps, norm=norm)
+    assert made.images.isfinite().all()
+    assert made.broken.double().mean() > 0.8
+
+
+def test_flat_vectors_as_images() -> None:
+    """(N, D) works where no attack draws windows; where one does, it says so."""
+    torch.manual_seed(0)
+    model, images = nn.Linear(30, 4), torch.rand(6, 30)
+    labels = model(images).argmax(1)
+    assert rrd.attack(model, images, labels, "deepfool_l2").broken.all()
+    with pytest.raises(UserError, match="windows of images"):
+        rrd.attack(model, images, labels, "square", eps=0.1)

@@ -61,10 +61,26 @@ def test_the_images_are_what_the_summary_says(make: Make, results: Path) -> None
     assert said["attack"] == "pgd_linf"
     assert said["eps"] == EPS
     assert said["clean_accuracy"] == float((before == label).double().mean())
-    assert said["accuracy_of_images"] == float((~torch.from_numpy(made["broken"])).double().mean())
+    assert said["accuracy_of_images"] == (made["prediction_after"] == made["label"]).mean()
+    assert said["broken"] == made["broken"].mean()
     assert said["clean_accuracy"] > said["accuracy_of_images"]
     assert said["mean_distance"]["linf"] == pytest.approx(float(length.mean()))
     assert said["files"] == ["adv.npz"]
+
+
+def test_accuracy_is_that_of_the_images_not_of_the_question(make: Make) -> None:
+    """Out of the target class or out of reach, an image may still be misclassified."""
+    for asked in (["--targeted"], ["--attack", "ddn", "--eps", "0.05"]):
+        made = make(*asked)
+        after = made["prediction_after"] != made["label"]
+        assert made["said"]["accuracy_of_images"] == pytest.approx(1 - after.mean())
+        assert made["said"]["broken"] == pytest.approx(made["broken"].mean())
+        assert after.sum() > made["broken"].sum()
+        assert ("target" in made) == (asked == ["--targeted"])
+        if "target" in made:
+            wrong = made["prediction_before"] != made["label"]
+            hit = made["prediction_after"] == made["target"]
+            np.testing.assert_array_equal(made["broken"], hit | wrong)
 
 
 def test_nobody_leaves_early(make: Make) -> None:

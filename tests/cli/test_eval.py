@@ -169,6 +169,56 @@ def test_an_ensemble_at_no_budget_is_the_clean_accuracy(
     assert one["cost"]["forward_passes"] == 40
 
 
+@pytest.mark.parametrize("attack", ["fgsm", "ddn", "autoattack"])
+def test_the_table_at_eps_zero_shows_the_clean_accuracy(
+    ask: Ask, capsys: pytest.CaptureFixture[str], attack: str
+) -> None:
+    assert ask("--attack", attack, "--eps", "0", "--json") == 0
+    (one,) = document(capsys)
+    assert ask("--attack", attack, "--eps", "0", "--quiet") == 0
+    row = capsys.readouterr().out.splitlines()[1].split()
+    assert row[0].startswith(attack)
+    assert row[1:4] == ["0", f"{100 * one['clean_accuracy']:.1f}", "%"]
+
+
+@pytest.mark.parametrize("attack", ["ddn", "cw", "deepfool", "pgd_l1,ddn"])
+def test_the_norm_of_an_attack_decides_what_a_budget_may_be(
+    ask: Ask, capsys: pytest.CaptureFixture[str], attack: str
+) -> None:
+    """Budgets above 1 are for L2 and L1, whether or not the attack's name says its norm."""
+    few = ["--set", "cw.steps=3"] if attack == "cw" else []
+    assert ask("--attack", attack, "--eps", "1.5", "--json", *few) == 0
+    assert all(one["curve"][0]["eps"] == 1.5 for one in document(capsys))
+    assert ask("--attack", "fmn", "--eps", "1.5") == 2
+    assert "larger than the pixel range" in capsys.readouterr().err
+
+
+def test_a_time_limit_cuts_a_transfer(
+    ask: Ask, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = ["--source", "last", "--eps", "0.1,0.2", "--batch-size", "8"]
+    assert ask(*source, "--time-limit", "0.00001") == 1
+    assert "time limit" in capsys.readouterr().err
+    assert stored(results) == []
+    assert ask(*source) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--eps", "0"], "needs a budget above 0"),
+        (["--eps", "0.1", "--targeted"], "it has no --targeted"),
+        (["--eps", "0.1", "--source", "last"], "it has no --source"),
+    ],
+)
+def test_what_cannot_be_diagnosed_is_told_before_the_attack(
+    ask: Ask, results: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    assert ask(*options, "--diagnose") == 2
+    assert said in capsys.readouterr().err
+    assert stored(results) == []
+
+
 def test_an_ensemble_shows_its_members(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None:
     few = ["--attack", "autoattack", "--set", "steps=4", "--set", "n_queries=20"]
     for eps in ("0.1", "0.1,0.2"):

@@ -170,6 +170,62 @@ def test_a_dry_run_in_json_is_one_document(
     assert not results.exists()
 
 
+def test_a_dry_run_counts_the_answers_that_the_run_would_use(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the same attack on the same network under another seed, precision, sweep, ... none."""
+    where = ["--results", str(tmp_path)]
+    base = ["reproduce", "aicr/table6", "--preset", "smoke", "--only", "defense=nt", *where]
+    wanted = [*base, "--only", "attack=fgsm"]
+    measured = [*base, "--only", "attack=none"]
+
+    def standing(command: list[str]) -> dict[str, Any]:
+        assert main([*command, "--dry-run", "--json"]) == 0
+        return {job["kind"]: job for job in json.loads(capsys.readouterr().out)["jobs"]}
+
+    assert main([*measured, "--quiet"]) == 0
+    capsys.readouterr()
+    assert {job["state"] for job in standing(measured).values()} == {"done"}
+    assert {job["state"] for job in standing([*measured, "--fresh"]).values()} == {"to do"}
+    (run,) = [path.name for path in (tmp_path / "runs").iterdir()]
+    asked = ["eval", run, "--attack", "fgsm", "--quiet", *where]
+    independent = ["--sweep", "independent"]
+    used = [*independent, "-n", "100"]
+    cells = recipes.named("aicr/table6")[0].cells()
+    budgets = sorted({str(cell.keys["eps"]) for cell in cells if cell.keys["attack"] == "fgsm"})
+    for eps in budgets:
+        for other in (
+            [*used, "--seed", "7"],
+            [*used, "--precision", "fp32"],
+            [*used, "--set", "random_start=true"],
+            [*used, "--subset", "random:1"],
+            [*independent, "-n", "90"],
+            ["-n", "100"],
+        ):
+            assert main([*asked, *other, "--eps", eps]) == 0
+    capsys.readouterr()
+    found = standing(wanted)["eval"]
+    assert (found["state"], found["done"], found["of"]) == ("to do", 0, len(budgets))
+    for eps in budgets:
+        assert main([*asked, *used, "--eps", eps]) == 0
+    capsys.readouterr()
+    assert standing(wanted)["eval"]["state"] == "done"
+
+
+def test_a_dry_run_knows_answers_under_deployment_options(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their folder's name cannot hold the signs of the subject's."""
+    command = ["reproduce", "aicr/table6", "--preset", "smoke", "--only", "defense=aicr", "--only",
+               "attack=none", "--only", "arm=nearest_centre", "--results",
+               str(tmp_path)]  # fmt: skip
+    assert main([*command, "--quiet"]) == 0
+    capsys.readouterr()
+    assert main([*command, "--dry-run", "--json"]) == 0
+    jobs = json.loads(capsys.readouterr().out)["jobs"]
+    assert {job["state"] for job in jobs} == {"done"}
+
+
 def test_precision_seed_and_batch_size_reach_the_jobs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,9 +34,9 @@ def literal_dlr(z: list[float], y: int) -> float:
 
 def literal_dlr_targeted(z: list[float], y: int, t: int) -> float:
     down = sorted(z, reverse=True)
-    if len(z) == 2:
+    if len(z) < 4:
         return -literal_margin(z, t)
-    lower = down[2] if len(z) == 3 else (down[2] + down[3]) / 2
+    lower = (down[2] + down[3]) / 2
     return -(z[y] - z[t]) / (down[0] - lower + 1e-12)
 
 
@@ -82,6 +82,17 @@ def test_targeted(name: str, classes: int) -> None:
     triples = zip(logits.tolist(), labels.tolist(), target.tolist())
     expected = [TARGETED[name](z, y, t) for z, y, t in triples]
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("classes", CLASSES)
+def test_every_target_has_a_gradient(name: str, classes: int) -> None:
+    """Among few classes too: of three the last one is the DLR's own denominator."""
+    logits, labels, target = setting(classes)
+    logits.requires_grad_()
+    loss = loss_of(name)(logits, row_set(labels, target))
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    assert (gradient.abs().amax(1) > 1e-9).all()
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -19,6 +19,9 @@ from robustbench_defenses.engine.twin import search_twin
 from robustbench_defenses.evaluation.battery import CHECKS, Probe, battery_passes, diagnose
 from robustbench_defenses.evaluation.battery.gradients import far_out
 from robustbench_defenses.evaluation.battery.twins import Twins
+from robustbench_defenses.evaluation.diagnose import prepare
+from robustbench_defenses.evaluation.schema import Diagnostic
+from tests.attacks import nets
 
 from . import defects
 from .defects import Linear, Loop, Wrapped, asked, flipped, level, noisy, probe, rounding, same
@@ -202,6 +205,39 @@ def test_an_attack_that_was_stopped_early(make: Make) -> None:
     assert level(asked("D22", make(Linear()))) == "ok"
     few = {"": {"steps": 5}}
     assert "10 steps" in str(asked("D22", make(Linear(), settings=few)).skipped)
+
+
+def test_early_stops_on_an_adversarially_trained_network(tmp_path: Path) -> None:
+    """The loss of its survivors still rises a little under an honest attack, too little to matter;
+    an attack whose steps are too small for the budget is told, whatever its loss."""
+    images, labels = nets.digits("test")
+    np.savez(tmp_path / "set.npz", images=images.numpy(), labels=labels.numpy(), classes=10)
+    net = nets.trained(epochs=24, eps=0.1)
+
+    def found(**settings: object) -> tuple[Probe, Diagnostic]:
+        about = prepare(
+            net, ["pgd"], defects.CPU, dataset=f"npz:{tmp_path / 'set.npz'}", n=200, eps=0.15,
+            settings={"": settings}, results_dir=tmp_path,
+        )  # fmt: skip
+        return about, asked("D22", about)
+
+    honest, one = found(steps=40)
+    assert 0.3 < honest.base.mean() < 0.9
+    assert level(one) == "ok"
+    path, base = honest.suspect[1], torch.from_numpy(honest.base)
+    late, last = (path.losses[base, :end].amax(1) for end in (30, 40))
+    rise = (last - late) / (last - path.losses[base, :40].amin(1))
+    assert (rise > 0.05).float().mean() > 0.05, "by the rise of the loss alone it would be told"
+    twice, _ = found(steps=80)
+    assert honest.base.mean() - twice.base.mean() < 0.02
+
+    for loss in ("ce", "margin"):
+        weak, one = found(steps=20, rel_step=0.02, random_start=False, loss=loss)
+        assert level(one) == "warning"
+        assert weak.base.mean() > honest.base.mean() + 0.1
+        assert set(one.images) <= set(weak.index[torch.from_numpy(weak.base)].tolist())
+    _, one = found(steps=40, rel_step=0.005, random_start=False)
+    assert level(one) == "warning"
 
 
 def test_a_nearest_point_search_that_is_stronger(make: Make) -> None:

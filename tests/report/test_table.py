@@ -129,6 +129,32 @@ def test_an_attack_without_budgets_shows_what_it_left(tmp_path: Path) -> None:
     assert re.search(r"cw +any +2\.0 %", table.as_text([stored]))
 
 
+def test_eps_zero_alone_shows_the_clean_accuracy(tmp_path: Path) -> None:
+    """Of a minimum-norm attack too, whose accuracy without a bound nobody asked for."""
+    members = [Member(name="square", robust_accuracy=[0.93], seconds=1.0)]
+    several = [
+        builders.stored(tmp_path, grid=[0.0], attack="fgsm", auc=None),
+        builders.stored(tmp_path, grid=[0.0], attack="ddn", auc=None, unbounded_accuracy=0.02),
+        builders.stored(tmp_path, grid=[0.0], attack="autoattack", auc=None, members=members),
+    ]
+    result = several[0].result
+    interval = f"[{text.percent(result.clean_low)}, {text.percent(result.clean_high)}]"
+    rows = _rows(table.as_text(several))
+    for name in ("fgsm", "ddn", "autoattack", "worst case"):
+        assert rows[name][:3] == ["0", f"{text.percent(result.clean_accuracy)} %", interval]
+    assert rows["square"][0] == "93.0 %"
+
+
+def test_results_at_eps_zero_and_above_are_told_apart(tmp_path: Path) -> None:
+    """With the same attack at no budget at all between them."""
+    grids: list[list[float]] = [[0.0], [0.1], []]
+    keys = [f"{at}" * 8 for at in range(3)]
+    lines = [builders.stored(tmp_path, grid=g, key=k, auc=None) for g, k in zip(grids, keys)]
+    (panel,) = panels(lines)
+    labels = {line.attack for line in panel.lines if not line.worst}
+    assert labels == {"pgd_linf at 0", "pgd_linf at 0.1", "pgd_linf at any eps"}
+
+
 def test_minimum_norm_attacks_show_unbounded_accuracy_and_median(tmp_path: Path) -> None:
     stored = builders.stored(tmp_path, attack="ddn", unbounded_accuracy=0.02)
     shown = table.as_text([stored])
@@ -213,6 +239,7 @@ def test_equal_attacks_are_told_apart_by_their_parameters(tmp_path: Path) -> Non
         ([0.0025, 0.005], ["0.0025", "0.0050"]),
         ([0.3 * at / 7 for at in (1, 2)], ["0.043", "0.086"]),
         ([1.0, 2.0], ["1.0", "2.0"]),
+        ([0], ["0"]),
     ],
 )
 def test_eps_are_written_as_the_field_does(eps: list[float], labels: list[str]) -> None:

@@ -9,20 +9,22 @@ import torch
 from torch import Tensor
 
 from ...core.norms import distance, largest_allowed
-from ...engine.losses import misclassified
+from ...engine.losses import margin, misclassified
 from ...engine.protocol import Answer, Query, Rows
 
 
 class Path:
     """What the first run of each image (N,) went through.
 
-    `losses` (N, T): the loss at every asked point, NaN where there was none; `passed` (N,) bool:
-    the search saw an adversarial point inside ball and box; `points` (N, C, H, W): that point.
+    `losses`, `margins` (N, T): the loss and the margin (`losses.margin`: above 0 is adversarial) at
+    every asked point, NaN where there was none; `age` (N,): their number; `passed` (N,) bool: the
+    search saw an adversarial point inside ball and box; `points` (N, C, H, W): that point.
     """
 
     def __init__(self, images: Tensor) -> None:
         count = len(images)
         self.losses = torch.full((count, 64), torch.nan, device=images.device)
+        self.margins = self.losses.clone()
         self.age = torch.zeros(count, dtype=torch.int64, device=images.device)
         self.passed = torch.zeros(count, dtype=torch.bool, device=images.device)
         self.points = images.clone()
@@ -30,14 +32,17 @@ class Path:
     def begin(self, example: Tensor) -> None:
         """The first runs of these images begin (again)."""
         self.age[example] = 0
-        self.losses[example] = torch.nan
+        self.losses[example] = self.margins[example] = torch.nan
 
-    def add(self, example: Tensor, loss: Tensor) -> None:
-        """One more loss for each of these images."""
-        if int(self.age[example].max()) >= self.losses.shape[1]:
+    def add(self, example: Tensor, loss: Tensor, margin: Tensor) -> None:
+        """One more loss and margin for each of these images."""
+        age = self.age[example]
+        if int(age.max()) >= self.losses.shape[1]:
             more = torch.full_like(self.losses, torch.nan)
             self.losses = torch.cat([self.losses, more], 1)
-        self.losses[example, self.age[example]] = loss.to(self.losses)
+            self.margins = torch.cat([self.margins, more], 1)
+        self.losses[example, age] = loss.to(self.losses)
+        self.margins[example, age] = margin.to(self.margins)
         self.age[example] += 1
 
     def best(self) -> Tensor:
@@ -71,7 +76,8 @@ class Watched:
         """As the attack does, after a look at the answer."""
         first = rows.run == 0
         if answer.loss is not None and bool(first.any()):
-            self.path.add(rows.example[first], answer.loss[first])
+            ahead = margin(answer.logits, rows)
+            self.path.add(rows.example[first], answer.loss[first], ahead[first])
         wrong = misclassified(answer.logits, rows.labels, rows.target).nonzero()[:, 0]
         if len(wrong):
             points = self._asked[wrong]

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..checks import Finding, Skip, tolerance
 from .probe import FEWER, MORE_STARTS, Bools, Lacking, Probe, alive, check, first
 
 LAST_STEPS = 10  # where an optimisation should have come to rest (Pintor et al. 2022)
 STILL_MOVING = 0.05
+AHEAD = 3  # times the steps that were made: how far an optimisation is thought on
 
 
 @check(
     "D2",
     "step count",
-    levels={"warning": 0.01},
+    levels={"warning": ("images", 0.01)},
     unit="points",
     blames="attack",
     formula="accuracy after T steps - accuracy after 2T steps",
@@ -81,7 +83,7 @@ def monotone(p: Probe) -> Finding | Skip:
 @check(
     "D11",
     "restarts",
-    levels={"warning": 0.01, "error": 0.05},
+    levels={"warning": ("images", 0.01), "error": ("images", 0.05)},
     unit="points",
     blames="attack",
     formula="accuracy from one start - accuracy from three starts",
@@ -103,7 +105,7 @@ def restarts(p: Probe) -> Finding | Skip:
 @check(
     "D12",
     "loss choice",
-    levels={"warning": 0.02},
+    levels={"warning": ("images", 0.02)},
     unit="points",
     blames="attack",
     formula="accuracy under the loss in use - accuracy under the margin loss; untargeted - "
@@ -193,12 +195,13 @@ def _counting(p: Probe, chosen: Bools) -> Bools:
 @check(
     "D22",
     "incomplete optimisation",
-    levels={"warning": 0.05},
+    levels={"warning": ("images", 0.05)},
     unit="%",
     blames="attack",
     formula="survivors whose best loss still moved by more than 0.05 of its whole range in the "
-    "last 10 steps",
-    means="The attack was stopped while it was still getting better.",
+    "last 10 steps, and whose margin would close in three times as many steps more if its pace "
+    "slackened on as it did",
+    means="The attack was stopped while it was still getting better, and near success.",
     do="more steps (--set steps=100)",
     source="Pintor et al. 2022",
     cause="the attack was stopped too early",
@@ -208,22 +211,51 @@ def incomplete(p: Probe) -> Finding | Skip:
     enough = (path.age > LAST_STEPS).cpu().numpy() & p.base
     if not enough.any():
         return Skip(f"no survivor saw more than {LAST_STEPS} steps")
-    losses = path.losses[torch.from_numpy(enough).to(path.losses.device)].cpu().double()
+    chosen = torch.from_numpy(enough)
+    length = path.age.cpu()[chosen]
+    losses, margins = (
+        series[chosen.to(series.device)].cpu().double() for series in (path.losses, path.margins)
+    )
     best = losses.nan_to_num(-torch.inf).cummax(1).values
-    length = path.age.cpu()[torch.from_numpy(enough)]
     lowest = losses.nan_to_num(torch.inf).amin(1)
-    last = best.gather(1, length[:, None] - 1)[:, 0]
-    earlier = best.gather(1, length[:, None] - 1 - LAST_STEPS)[:, 0]
-    moved = (last - earlier) / (last - lowest).clamp_min(1e-30)
+    last = _asked(best, length)
+    moved = (last - _asked(best, length - LAST_STEPS)) / (last - lowest).clamp_min(1e-30)
+    # The cross-entropy of a robust survivor is a thousandth, and a tenth of that is still a large
+    # part of its range: only a margin says how far from success the attack was stopped.
+    nearest = margins.nan_to_num(-torch.inf).cummax(1).values
+    reached = _asked(nearest, length) + _gain_to_come(nearest, length)
     moving = np.zeros(p.n, dtype=bool)
-    moving[enough] = (moved > STILL_MOVING).numpy()
+    moving[enough] = ((moved > STILL_MOVING) & (reached > 0)).numpy()
     value = float(moving.sum() / enough.sum())
     return Finding(
         value,
-        f"for {100 * value:.1f} % of the survivors the loss still rose in the last steps",
+        f"for {100 * value:.1f} % of the survivors the loss still rose in the last steps, fast "
+        "enough for more steps to reach another class",
         p.numbers(moving),
         n=int(enough.sum()),
     )
+
+
+def _asked(series: Tensor, count: Tensor) -> Tensor:
+    """The value (M,) of each row of `series` (M, T) at its point number `count` (M,), from 1."""
+    return series.gather(1, count.clamp_min(1)[:, None] - 1)[:, 0]
+
+
+def _gain_to_come(best: Tensor, length: Tensor) -> Tensor:
+    """How far (M,) running maxima `best` (M, T) of `length` (M,) points each, more than
+    `LAST_STEPS`, would rise in `AHEAD` times as many steps more.
+
+    Every ten steps gain a share of what the ten before them did, at most all of it: the share that
+    the last ten have of the pace of the (up to) ten before. An attack at rest gains nothing, one
+    with steps too small for its budget goes on at its pace.
+    """
+    before = (length - 1 - LAST_STEPS).clamp_max(LAST_STEPS)  # steps, 0 where there were no others
+    middle = _asked(best, length - LAST_STEPS)
+    gained = _asked(best, length) - middle
+    pace = (middle - _asked(best, length - LAST_STEPS - before)) / before.clamp_min(1)
+    share = (gained / LAST_STEPS / pace.clamp_min(1e-30)).masked_fill(before == 0, 1.0)
+    share = share.clamp_max(1 - 1e-6)  # the sum of a geometric series
+    return gained * share * (1 - share ** (AHEAD * length / LAST_STEPS)) / (1 - share)
 
 
 @check(
