@@ -161,7 +161,7 @@ def test_near_names_are_suggested() -> None:
 
 def test_levels_in_words() -> None:
     assert checks.find("D6").thresholds == "error > 1 %, warning > 0 %"
-    assert checks.find("D12").thresholds == "warning > 2 points"
+    assert checks.find("D12").thresholds == "warning > 2 points and two images"
     assert checks.find("D1").thresholds.startswith("error > 1 % and two images")
     assert checks.find("D9").cost == "1,000 forward on each of 50 images"
     assert checks.find("D16").cost == "none"
