@@ -330,7 +330,9 @@ def implied_norm(names: list[str], settings: dict[str, dict[str, object]]) -> st
     if not given:
         from ..evaluation.question import named
 
-        given = {named(name, None).create().norm for name in names if name != "all"}
+        # What is no attack at all is told where the question is asked.
+        made = [named(name, None).create() for name in names if name != "all"]
+        given = {str(getattr(attack, "norm", "linf")) for attack in made}
     return "linf" if given <= {"linf"} else min(given - {"linf"})
 
 
