@@ -99,7 +99,7 @@ def command(
     """Attack the examples, write what was asked for, print a summary."""
     from ..core.files import check_writable
     from ..core.norms import parse_eps
-    from .eval import implied_norm
+    from .asked import implied_norm
 
     for path, suffix in ((save, ".npz"), (png, ".png")):
         if path is not None and path.suffix.lower() != suffix:

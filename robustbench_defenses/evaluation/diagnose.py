@@ -156,36 +156,30 @@ def prepare(
     attacks: Sequence[str],
     here: Machine,
     *,
-    dataset: str | None = None,
-    eps: float | None = None,
-    norm: str | None = None,
-    n: int | None = None,
-    settings: Mapping[str, Mapping[str, object]] | None = None,
-    subset: str = "first",
     view: str | None = None,
     seed: int = 0,
-    data_dir: Path | None = None,
     results_dir: str | Path = "results",
     progress: Progress | None = None,
+    **question: Any,
 ) -> battery.Probe:
     """A probe of the subject on the first 200 of the examples, before any check.
 
     Under suspicion is the first of `attacks` that makes a number of steps inside a ball, with its
-    `settings`; without one, PGD. `eps` None: the middle of the published grid.
+    `settings`; without one, PGD. `eps` None: the middle of the published grid. Further options:
+    those of `suspected`.
     """
-    target, few, question = suspected(
-        subject, attacks, here.device, dataset=dataset, eps=eps, norm=norm, n=n,
-        settings=settings, subset=subset, data_dir=data_dir, results_dir=results_dir,
-    )  # fmt: skip
-    with answering.guards(target, question):
+    target, few, doubted = suspected(
+        subject, attacks, here.device, results_dir=results_dir, **question
+    )
+    with answering.guards(target, doubted):
         twin = search_twin(target.view(view), few.images, here.precision)
         facts = look(target, few)
     return battery.Probe(
         subject=target,
         twin=twin,
         examples=few,
-        eps=question.budgets[(len(question.budgets) - 1) // 2],
-        question=question,
+        eps=doubted.budgets[(len(doubted.budgets) - 1) // 2],
+        question=doubted,
         facts=facts,
         twins=_twins(target, few, Path(results_dir)),
         precision=here.precision,
