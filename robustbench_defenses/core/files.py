@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import glob
+import hashlib
 import io
 import json
 import os
+import platform
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,10 +25,11 @@ def atomic_open(path: Path) -> Iterator[IO[bytes]]:
     """Open `path` for writing; it appears under its name only when the block ends without error.
 
     The temporary name is unique, so any number of processes may write the same path: the last
-    rename wins and no reader ever sees half a file. A folder that cannot be written is a
-    `UserError`.
+    rename wins and no reader ever sees half a file. What processes killed in the middle left beside
+    `path` is removed. A folder that cannot be written is a `UserError`.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    unique = f"{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
+    temporary = path.with_name(f".{path.name}.{unique}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = open(temporary, "wb")  # noqa: SIM115 (closed below, before the rename)
@@ -40,12 +44,38 @@ def atomic_open(path: Path) -> Iterator[IO[bytes]]:
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(temporary, path)
+        _remove_orphans(path)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
             raise UserError(f"cannot write {path}: {error.strerror}") from error
         raise
+
+
+def _machine() -> str:
+    """A short name of this machine: process numbers mean nothing on another one."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _remove_orphans(path: Path) -> None:
+    """Remove temporary files for `path` whose processes, of this machine, have ended."""
+    if os.name != "posix":  # no way to ask for a process without a signal that ends it
+        return
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{_machine()}-*-*.tmp"):
+        number = left.name.split("-")[-2]
+        if number.isdecimal() and not _lives(int(number)):
+            left.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # it lives and is somebody else's
+        pass
+    return True
 
 
 def check_writable(folder: Path) -> None:

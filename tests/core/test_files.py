@@ -113,8 +113,24 @@ def test_killed_in_the_middle_nothing_is_there_under_the_name(tmp_path: Path) ->
         process.wait()
     assert not path.exists()
     assert not list(tmp_path.glob("*.json"))  # a left-over has another ending and a leading dot
-    write_json(path, {"whole": True})  # and does not stand in the way of the next try
+    write_json(tmp_path / "other.json", 1)
+    assert len(names(tmp_path)) == 2  # another file's write leaves it alone
+    write_json(path, {"whole": True})  # the next try is not hindered, and cleans up
     assert read_json(path) == {"whole": True}
+    assert names(tmp_path) == ["other.json", "result.json"]
+
+
+def test_a_write_under_way_survives_another_write(tmp_path: Path) -> None:
+    path = tmp_path / "result [1].json"  # brackets mean something in patterns
+    command = [sys.executable, "-c", KILLED.replace("sleep(60)", "sleep(1)"), str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        write_text(path, "first")
+        assert path.read_text() == "first"
+        assert process.wait() == 0
+    assert path.read_text() == "half"
+    assert names(tmp_path) == [path.name]
 
 
 def test_concurrent_writers_never_mix(tmp_path: Path) -> None:
