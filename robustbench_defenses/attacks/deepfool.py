@@ -9,11 +9,13 @@ x_0 = x;  while argmax Z(x_i) = y, at most `steps` times:   (Moosavi-Dezfooli et
 The authors clip x + (1 + overshoot) (s_0 + ... + s_i) instead (`sum_steps`): what the box cuts off
 adds up there, and on an adversarially trained network a fifth of the images never broke in L2.
 Targeted rows step towards the boundary between the target and the class that leads. With `refine`
-the segment from the image to the adversarial point is bisected afterwards.
+the segment from the image to the adversarial point is bisected afterwards, where the boundary does
+not lie at its end.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -26,7 +28,7 @@ from ..engine.protocol import Answer, Query, Rows
 
 CARD = {
     "object": "DeepFool",
-    "version": 2,
+    "version": 3,
     "source": "Moosavi-Dezfooli et al. 2016, algorithm 2 and section 3.3",
     "variants": {
         "deepfool_l2": {"set": {"norm": "l2"}, "summary": "DeepFool for the L2 norm"},
@@ -69,7 +71,9 @@ CARD = {
     },
 }
 
-BISECTIONS = 10
+# The first point that is asked between the image and the adversarial point lies this near to the
+# latter: mostly the boundary does too. Otherwise the segment is halved until it is this short.
+TOLERANCE = 0.002
 # Asked in float32: first steps, as their signs of tiny slopes decide much in Linf, and rows with a
 # boundary this near (share of the logit range), which bf16 would steer in circles.
 NEAR = 0.1
@@ -138,11 +142,12 @@ class DeepFool:
         wrong = misclassified(answer.logits, rows.labels, rows.target) & (state.done > 0)
         fresh = wrong & ~state.broken
         halving = state.broken
-        share = (state.low + state.high) / 2
+        share = _share(state.low, state.high, state.halved)
         high = torch.where(halving & wrong, share, state.high)
         low = torch.where(halving & ~wrong, share, state.low)
         broken = state.broken | fresh
-        middle = per_row((low + high) / 2, state.points)
+        halved = state.halved + halving.long()
+        middle = per_row(_share(low, high, halved), state.points)
         end = torch.where(per_row(fresh, state.points), state.points, state.end)
         step, near = self._step(rows, answer)
         path = torch.where(per_row(broken, step), state.path, state.path + step)
@@ -155,7 +160,7 @@ class DeepFool:
             path=path,
             end=end,
             done=state.done + (~broken).long(),
-            halved=state.halved + halving.long(),
+            halved=halved,
             low=low,
             high=high,
             broken=broken,
@@ -213,8 +218,9 @@ class DeepFool:
 
     def finished(self, state: State, rows: Rows) -> Tensor:
         """Rows that are through with bisecting, or whose steps are used up."""
-        wanted = BISECTIONS if self.refine else 0
-        return torch.where(state.broken, state.halved >= wanted, state.done >= self.steps)
+        wanted = TOLERANCE if self.refine else 1.0
+        through = state.high - state.low <= 1.001 * wanted
+        return torch.where(state.broken, through, state.done >= self.steps)
 
     def last(self, state: State) -> Tensor:
         """The current points: made by the last update, not yet scored."""
@@ -222,8 +228,13 @@ class DeepFool:
 
     def passes(self, classes: int) -> tuple[int, int]:
         """Most forward and backward passes of one run."""
-        forward = self.steps + (BISECTIONS if self.refine else 0)
+        forward = self.steps + (1 + math.ceil(-math.log2(TOLERANCE)) if self.refine else 0)
         return forward, self.steps * min(self.candidates - 1, classes - 1)
+
+
+def _share(low: Tensor, high: Tensor, halved: Tensor) -> Tensor:
+    """Where on the segment (B,) to ask next."""
+    return torch.where(halved == 0, 1 - TOLERANCE, (low + high) / 2)
 
 
 def _towards_target(gaps: Tensor, slopes: Tensor, aimed: Tensor) -> tuple[Tensor, Tensor]:

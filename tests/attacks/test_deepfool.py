@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustbench_defenses.attacks.deepfool import BISECTIONS, DeepFool, State
+from robustbench_defenses.attacks.deepfool import TOLERANCE, DeepFool, State
 from robustbench_defenses.core.norms import distance
 from robustbench_defenses.engine.craft import craft
 from robustbench_defenses.engine.protocol import Answer, Rows
@@ -22,6 +22,7 @@ REFERENCE = {
     "linf": foolbox.attacks.LinfDeepFoolAttack,
 }
 NORMS = ["l2", "linf"]
+MOST_PROBES = 1 + 9  # at 1 - TOLERANCE, and halvings of the rest down to TOLERANCE
 
 
 def linear() -> tuple[oracles.Linear, Tensor, Tensor]:
@@ -51,14 +52,26 @@ def test_one_step_on_a_linear_network(norm: str) -> None:
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_refine_ends_at_the_boundary(norm: str) -> None:
-    """Ten halvings of a segment that ends 2 % too far: within 0.1 % of the closed form."""
+    """A segment that ends 2 % too far is halved until it is short enough."""
     model, images, labels = linear()
     exact = model.distances(images, labels, norm)
     outcome = oracles.run(DeepFool(norm=norm), model, images, labels, ())
     assert (outcome.distance >= exact).all()
-    assert (outcome.distance <= exact * 1.0015).all()
-    assert (outcome.queries == 3 + BISECTIONS).all()
+    assert (outcome.distance <= exact * (1 + 1.1 * TOLERANCE)).all()
+    assert (outcome.queries == 3 + MOST_PROBES).all()
     assert outcome.cost.backward == 2 * 4 * len(images)  # bisections ask for logits only
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_boundary_at_the_end_costs_one_pass(norm: str) -> None:
+    """Without overshoot the point lies just beyond the boundary: there is nothing to halve."""
+    model, images, labels = linear()
+    exact = model.distances(images, labels, norm)
+    outcome = oracles.run(DeepFool(norm=norm, overshoot=0.0), model, images, labels, ())
+    near = (exact + 1e-4) * (1 - TOLERANCE) < exact
+    assert near.any()
+    assert (outcome.queries[near] == 3 + 1).all()
+    assert (outcome.queries[~near] == 3 + MOST_PROBES).all()
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -165,5 +178,5 @@ def test_targeted_steps_reach_the_target() -> None:
 
 def test_passes_follow_the_candidates() -> None:
     assert DeepFool(steps=7, refine=False).passes(10) == (7, 63)
-    assert DeepFool(steps=7).passes(4) == (7 + BISECTIONS, 21)
+    assert DeepFool(steps=7).passes(4) == (7 + MOST_PROBES, 21)
     assert DeepFool(steps=7, candidates=3, refine=False).passes(100) == (7, 14)
