@@ -1,12 +1,13 @@
 """Networks trained by plain PyTorch, outside the package: subjects for the comparisons.
 
-    python benchmarks/plain.py natural second adversarial      # trains and caches the weights
+    python benchmarks/plain.py natural second adversarial digits  # trains and caches the weights
     python benchmarks/plain.py cifar cifar_adversarial resnet18
 
 On MNIST, from $RRD_DATA/mnist: `natural`: 2 epochs of cross-entropy; `second`: another width and
-seed; `adversarial`: PGD-7 at eps 0.3, 7 epochs (about 8 minutes on two cores). On the true pixels
-of a part of CIFAR-10, from $RRD_DATA/cifar10_part: `cifar`: a small residual network, 12 epochs (3
-to 4 minutes on one core); `cifar_adversarial`: the same on two PGD steps at 8/255, 6 epochs;
+seed; `adversarial`: PGD-7 at eps 0.3, 7 epochs (about 8 minutes on two cores). On the 8 x 8 digits
+of scikit-learn: `digits`, a smaller one, 60 epochs (seconds). On the true pixels of a part of
+CIFAR-10, from $RRD_DATA/cifar10_part: `cifar`: a small residual network, 12 epochs (2
+minutes on one core); `cifar_adversarial`: the same on two PGD steps at 8/255, 6 epochs;
 `resnet18`: the usual ResNet-18 for 32 x 32 images after one epoch, for the sake of speed alone. The
 factories of the same names are subjects: `rrd eval benchmarks/plain.py:natural --dataset mnist`.
 """
@@ -31,19 +32,50 @@ CACHE = Path(__file__).parent / "cache"
 
 
 class LeNet(nn.Module):
-    """Madry's MNIST network."""
+    """Madry's MNIST network, for images of `side` x `side` pixels."""
 
-    def __init__(self, width: int = 32, hidden: int = 1024) -> None:
+    def __init__(self, width: int = 32, hidden: int = 1024, side: int = 28) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(1, width, 5, padding=2)
         self.conv2 = nn.Conv2d(width, 2 * width, 5, padding=2)
-        self.fc1 = nn.Linear(2 * width * 49, hidden)
+        self.fc1 = nn.Linear(2 * width * (side // 4) ** 2, hidden)
         self.fc2 = nn.Linear(hidden, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.max_pool2d(F.relu(self.conv1(x)), 2)
         x = F.max_pool2d(F.relu(self.conv2(x)), 2)
         return self.fc2(F.relu(self.fc1(x.flatten(1))))
+
+
+@dataclass(frozen=True)
+class GrayRecipe:
+    """How a network for grey images is trained; `eps` > 0: on PGD-7 at that budget."""
+
+    width: int = 32
+    hidden: int = 1024
+    side: int = 28
+    epochs: int = 2
+    seed: int = 0
+    eps: float = 0.0
+
+    def build(self) -> LeNet:
+        return LeNet(self.width, self.hidden, self.side)
+
+
+GRAY = {
+    "natural": GrayRecipe(),
+    "second": GrayRecipe(24, 512, seed=1),
+    "adversarial": GrayRecipe(epochs=7, eps=0.3),
+    "digits": GrayRecipe(16, 64, side=8, epochs=60),
+}
+
+
+def sklearn_digits(part: str) -> tuple[Tensor, Tensor]:
+    """Images (N, 1, 8, 8) float32 in [0, 1] and labels of `train` or `test`."""
+    from robustbench_defenses.data import source
+
+    split = source.load("digits", part)
+    return source.to_float(split.images), split.labels
 
 
 def mnist(part: str) -> tuple[Tensor, Tensor]:
@@ -72,13 +104,12 @@ def pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, step: float, steps: 
 
 
 def train(name: str) -> LeNet:
-    """Train one of the three and cache it."""
-    images, labels = mnist("train")
-    torch.manual_seed(1 if name == "second" else 0)
-    model = LeNet(24, 512) if name == "second" else LeNet()
-    model = model.to(memory_format=torch.channels_last)
-    adversarial = name == "adversarial"
-    epochs, batch, rate = (7 if adversarial else 2), 128, 1e-3
+    """Train one of `GRAY` and cache it."""
+    recipe = GRAY[name]
+    images, labels = sklearn_digits("train") if name == "digits" else mnist("train")
+    torch.manual_seed(recipe.seed)
+    model = recipe.build().to(memory_format=torch.channels_last)
+    epochs, batch, rate = recipe.epochs, 128, 1e-3
     optimiser = torch.optim.Adam(model.parameters(), lr=rate)
     steps, begun = len(images) // batch, time.time()
     for step in range(epochs * steps):
@@ -87,10 +118,10 @@ def train(name: str) -> LeNet:
         part = order[(step % steps) * batch : (step % steps + 1) * batch]
         x, y = images[part].contiguous(memory_format=torch.channels_last), labels[part]
         progress = step / (epochs * steps)
-        if adversarial:
+        if recipe.eps:
             warm = min(1, progress / 0.05) if progress < 0.6 else max(0.02, (1 - progress) / 0.4)
             optimiser.param_groups[0]["lr"] = rate * warm
-            eps = 0.3 * min(1, progress / 0.3)
+            eps = recipe.eps * min(1, progress / 0.3)
             x = pgd(model, x, y, eps, 0.25 * max(eps, 0.02), 7)
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(x)
@@ -163,8 +194,8 @@ class Recipe:
 
 
 RECIPES = {
-    "cifar": Recipe((32, 64, 128), 1, epochs=12, rate=0.1),
-    "cifar_adversarial": Recipe((32, 64, 128), 1, epochs=6, rate=0.1, eps=8 / 255),
+    "cifar": Recipe((16, 32, 64), 1, epochs=12, rate=0.1),
+    "cifar_adversarial": Recipe((16, 32, 64), 1, epochs=6, rate=0.1, eps=8 / 255),
     "resnet18": Recipe((64, 128, 256, 512), 2, epochs=1, rate=0.02),
 }
 
@@ -233,11 +264,7 @@ def _load(name: str) -> nn.Module:
     path = CACHE / f"{name}.pt"
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: python benchmarks/plain.py {name}")
-    model: nn.Module
-    if name in RECIPES:
-        model = RECIPES[name].build()
-    else:
-        model = LeNet(24, 512) if name == "second" else LeNet()
+    model: nn.Module = (GRAY.get(name) or RECIPES[name]).build()
     model.load_state_dict(torch.load(path, weights_only=True))
     return model.eval()
 
@@ -257,6 +284,11 @@ def adversarial() -> nn.Module:
     return _load("adversarial")
 
 
+def digits() -> nn.Module:
+    """Undefended, on the digits of scikit-learn."""
+    return _load("digits")
+
+
 def cifar() -> nn.Module:
     """A small residual network, undefended, on CIFAR-10's first images."""
     return _load("cifar")
@@ -273,7 +305,7 @@ def resnet18() -> nn.Module:
 
 
 if __name__ == "__main__":
-    for chosen in sys.argv[1:] or ["natural", "second", "adversarial"]:
+    for chosen in sys.argv[1:] or list(GRAY):
         if chosen in RECIPES:
             train_cifar(chosen)
         else:

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from robustbench_defenses.core import plugins
 from robustbench_defenses.data import source
 
-MNIST = ("natural", "second", "adversarial")
+# The data sets of the networks of `plain.py`.
+OWN = {
+    "natural": "mnist",
+    "second": "mnist",
+    "adversarial": "mnist",
+    "digits": "digits",
+    **dict.fromkeys(plain.RECIPES, "cifar10_part"),
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,7 @@ class Subject:
 
 def network(name: str) -> nn.Module:
     """The network `name`: one of `plain.py`, or FILE.py:FACTORY."""
-    if name in MNIST or name in plain.RECIPES:
+    if name in OWN:
         try:
             model: nn.Module = getattr(plain, name)()
         except FileNotFoundError as error:
@@ -48,8 +55,7 @@ def network(name: str) -> nn.Module:
         return model
     parsed = plugins.parse_reference(name)
     if parsed is None:
-        known = ", ".join((*MNIST, *plain.RECIPES))
-        raise SystemExit(f"{name} is neither FILE.py:FACTORY nor one of {known}")
+        raise SystemExit(f"{name} is neither FILE.py:FACTORY nor one of {', '.join(OWN)}")
     made: nn.Module = plugins.load_object(parsed)()
     return made.eval()
 
@@ -65,7 +71,7 @@ def subject(
     model = network(name)
     model.requires_grad_(not frozen)
     if dataset is None:
-        dataset = "cifar10_part" if name in plain.RECIPES else "mnist"
+        dataset = OWN.get(name, "mnist")
     if dataset == "cifar10_part":
         images, labels = plain.cifar10_part("test")
     elif dataset == "mnist":
