@@ -27,7 +27,7 @@ from .trust_region import Problem, nearest_on_plane
 
 CARD = {
     "object": "BrendelBethge",
-    "version": 1,
+    "version": 2,
     "source": "Brendel, Rauber, Kuemmerer, Ustyuzhaninov and Bethge 2019, equation 1",
     "variants": {
         "brendel_bethge_linf": {

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.draws import Randomness, seeded
+from ..core.layout import any_layout
 from ..core.view import Logits, View, read
 from .memory import out_of_memory
 
@@ -27,12 +29,17 @@ LARGEST_DEVIATION = 0.05
 
 @dataclass(frozen=True)
 class Twin:
-    """`coarse` answers most rows; `fine` is the same network in float32 for rows that need it."""
+    """`coarse` answers most rows; `fine` is the same network in float32 for rows that need it.
+
+    `layout`: of the images that they are given; `relaxed`: inside `any_layout`.
+    """
 
     coarse: Logits
     fine: Logits
     autocast: bool
     randomness: Randomness | None = None
+    layout: torch.memory_format = torch.contiguous_format
+    relaxed: bool = False
 
     def __call__(self, images: Tensor, fine: bool = False) -> Tensor:
         """Logits (B, K) float32 (float64 for float64 images) of images (B, C, H, W)."""
@@ -44,12 +51,13 @@ class Twin:
         """Logits (B, K) and the features (B, D) of `taps`, in float32 (float64); one draw of a
         random subject."""
         if images.dim() == 4:
-            images = images.contiguous(memory_format=torch.channels_last)
-        if fine or not self.autocast:
-            logits, features = read(self.fine, images, taps)
-        else:
-            with torch.autocast(images.device.type, dtype=torch.bfloat16):
-                logits, features = read(self.coarse, images, taps)
+            images = images.contiguous(memory_format=self.layout)
+        with any_layout(self.relaxed):
+            if fine or not self.autocast:
+                logits, features = read(self.fine, images, taps)
+            else:
+                with torch.autocast(images.device.type, dtype=torch.bfloat16):
+                    logits, features = read(self.coarse, images, taps)
         return _widened(logits), tuple(_widened(one) for one in features)
 
 
@@ -72,7 +80,7 @@ class _ExactConv(torch.autograd.Function):
         ctx.layer, ctx.shape = layer, images.shape
         high = images.to(torch.bfloat16)
         low = (images - high).to(torch.bfloat16)
-        split = torch.cat([high, low, high], 1).contiguous(memory_format=torch.channels_last)
+        split = torch.cat([high, low, high], 1).contiguous(memory_format=layer.layout)
         conv = layer.conv
         return F.conv2d(split, layer.split, layer.bias, conv.stride, conv.padding, conv.dilation)
 
@@ -89,14 +97,15 @@ class ExactFirst(nn.Module):
     # and that many shifted sums; measured 3.4 times faster than the library's at 25.
     MOST_COLUMNS = 80
 
-    def __init__(self, conv: nn.Conv2d) -> None:
+    def __init__(self, conv: nn.Conv2d, layout: torch.memory_format) -> None:
         super().__init__()
         self.conv = conv
+        self.layout = layout
         weight = conv.weight.detach()
         self.high = weight.to(torch.bfloat16)
         low = (weight - self.high).to(torch.bfloat16)
         split = torch.cat([self.high, self.high, low], 1)
-        self.split = split.contiguous(memory_format=torch.channels_last)
+        self.split = split.contiguous(memory_format=layout)
         self.bias = None if conv.bias is None else conv.bias.detach().to(torch.bfloat16)
         # (C_in k k, C_out): from one output pixel to the input pixels under the kernel.
         self.columns = self.high.flatten(1).t().contiguous()
@@ -162,11 +171,13 @@ class Float32First(nn.Module):
         return result
 
 
-def _frozen_copy(module: nn.Module) -> nn.Module:
+def _frozen_copy(module: nn.Module, layout: torch.memory_format = torch.channels_last) -> nn.Module:
     twin = copy.deepcopy(module).eval().requires_grad_(False)
     for weight in twin.parameters():
         if weight.dim() == 4:
-            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+            # `contiguous` would leave weights of one channel as they are, which lie alike in both
+            # layouts: their strides decide the layout of all that follows.
+            weight.data = weight.data.to(memory_format=layout)
     return twin
 
 
@@ -187,7 +198,9 @@ def _first_layer(module: nn.Module, images: Tensor) -> str | None:
     return order[0] if order else None
 
 
-def _bf16_copy(fine: nn.Module, images: Tensor) -> nn.Module:
+def _bf16_copy(
+    fine: nn.Module, images: Tensor, layout: torch.memory_format = torch.channels_last
+) -> nn.Module:
     """A copy of `fine` for autocast: weights cast once, the first layer exact in its forward.
 
     A first layer that is no plain convolution or linear layer keeps its float32 weights and runs as
@@ -201,7 +214,8 @@ def _bf16_copy(fine: nn.Module, images: Tensor) -> nn.Module:
         if name != first:
             layer.to(torch.bfloat16)
         elif name:
-            exact = ExactFirst(layer) if ExactFirst.fits(layer) else Float32First(layer)
+            fits = ExactFirst.fits(layer)
+            exact = ExactFirst(layer, layout) if fits else Float32First(layer)
             parent = twin.get_submodule(name.rpartition(".")[0])
             setattr(parent, name.rpartition(".")[2], exact)
     return twin.eval()
@@ -213,20 +227,25 @@ def search_twin(view: View, images: Tensor, precision: str) -> Twin:
     A subject that is no module, cannot be copied, or does not survive bf16 is searched in float32.
     """
     module, randomness = view.module, view.randomness
+    as_it_is = Twin(view.logits, view.logits, autocast=False, randomness=randomness)
     if module is None:
-        return Twin(view.logits, view.logits, autocast=False, randomness=randomness)
-    try:
-        fine = _frozen_copy(module)
-        exact, few = _asked(Twin(fine, fine, False, randomness), images[:64])
-    except Exception:  # a foreign module may refuse to be copied or moved in any way it likes
-        return Twin(view.logits, view.logits, autocast=False, randomness=randomness)
-    plain = Twin(fine, fine, autocast=False, randomness=randomness)
+        return as_it_is
+    for layout, relaxed in _layouts(images):
+        try:
+            fine = _frozen_copy(module, layout)
+            plain = Twin(fine, fine, False, randomness, layout, relaxed)
+            exact, few = _asked(plain, images[:64])
+            break
+        except Exception:  # a foreign module may refuse to be copied or moved in any way it likes
+            continue
+    else:
+        return as_it_is
     if precision != "bf16" or images.dtype != torch.float32 or images.dim() != 4:
         return plain
     try:
-        with _repeatable(randomness, few):
-            copied = _bf16_copy(fine, few)
-        twin = Twin(copied, fine, autocast=True, randomness=randomness)
+        with _repeatable(randomness, few), any_layout(relaxed):
+            copied = _bf16_copy(fine, few, layout)
+        twin = replace(plain, coarse=copied, autocast=True)
         coarse, few = _asked(twin, few)
     except Exception:  # the same: whatever a foreign module does under autocast, float32 remains
         return plain
@@ -234,6 +253,15 @@ def search_twin(view: View, images: Tensor, precision: str) -> Twin:
     spread = (exact.amax(1) - exact.amin(1)).clamp_min(1e-12)
     deviation = ((coarse - exact).abs().amax(1) / spread).median()
     return twin if bool(deviation <= LARGEST_DEVIATION) else plain
+
+
+def _layouts(images: Tensor) -> Iterator[tuple[torch.memory_format, bool]]:
+    """Layouts to try, and whether `any_layout` helps the network with it: the fastest first."""
+    if images.dim() == 4:
+        if images.device.type != "cpu":  # where what it costs would be seen
+            yield torch.channels_last, False
+        yield torch.channels_last, True
+    yield torch.contiguous_format, False
 
 
 def _asked(twin: Twin, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,9 +10,10 @@ import torch
 
 from ..core.device import Machine
 from ..data.source import describe, load, take
+from ..defenses.base import Defense
 from .assemble import make_defense
 from .question import Question
-from .train import prepare
+from .train import Ready, helped, prepare
 from .trainer import batch_of, own_randomness, step
 
 TIMED_STEPS = 2  # after one that warms up
@@ -32,21 +33,27 @@ def estimate(question: Question, machine: Machine, data_dir: str | Path | None =
     size = min(settings.batch_size, images)
     few = take(split, torch.arange(min(len(split.labels), size * (TIMED_STEPS + 1))))
     small = replace(question, train=replace(settings, validation=0, limit_train=0, batch_size=size))
-    ready = prepare(small, defense, describe(question.dataset, data_dir), few, machine)
-    steps, seconds = images // size, 0.0
-    with own_randomness(machine.device):
-        for phase in defense.phases(ready.setup, ready.parts):
-            for name, module in ready.parts.items():
-                module.train(phase.trains is None or name in phase.trains)
-            taken = []
-            for number, batch in enumerate(ready.loader.epoch(0)):
-                begun = time.perf_counter()
-                middle = (phase.epochs // 2, steps // 2 + number, steps)
-                terms = step(phase, batch_of(phase, *batch, question.seed, *middle), machine.device)
-                torch.stack(list(terms.values())).sum().item()  # waits for the device
-                taken.append(time.perf_counter() - begun)
-                if sum(taken) > LONG:
-                    break
-            timed = taken[1:] or taken
-            seconds += phase.epochs * steps * sum(timed) / len(timed)
+    about = describe(question.dataset, data_dir)
+    with helped(question, machine), own_randomness(machine.device):
+        ready = prepare(small, defense, about, few, machine)
+        return _seconds(ready, defense, question.seed, images // size, machine)
+
+
+def _seconds(ready: Ready, defense: Defense, seed: int, steps: int, machine: Machine) -> float:
+    """Of all phases, of `steps` steps an epoch."""
+    seconds = 0.0
+    for phase in defense.phases(ready.setup, ready.parts):
+        for name, module in ready.parts.items():
+            module.train(phase.trains is None or name in phase.trains)
+        taken = []
+        for number, batch in enumerate(ready.loader.epoch(0)):
+            begun = time.perf_counter()
+            middle = (phase.epochs // 2, steps // 2 + number, steps)
+            terms = step(phase, batch_of(phase, *batch, seed, *middle), machine.device)
+            torch.stack(list(terms.values())).sum().item()  # waits for the device
+            taken.append(time.perf_counter() - begun)
+            if sum(taken) > LONG:
+                break
+        timed = taken[1:] or taken
+        seconds += phase.epochs * steps * sum(timed) / len(timed)
     return seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ..core.device import Machine, machine
 from ..core.errors import UserError
+from ..core.layout import any_layout
 from ..core.progress import Progress, Silent
 from ..data.loader import Loader, split_validation
 from ..data.source import DataInfo, Split, describe, load, take, to_float
@@ -84,12 +86,21 @@ def train(
             precision = earlier.precision if precision == "auto" else precision
             threads = threads or earlier.threads
         resolved = machine(device, precision, threads)
-        ready = prepare(question, made, about, split, resolved)
-        info = _info(run_id, question, ready, split.digest, resolved)
-        with resume.alone(folder, progress or Silent()):
-            return _train(folder, info, made, ready, resolved, fresh, progress or Silent())
+        with helped(question, resolved):
+            ready = prepare(question, made, about, split, resolved)
+            info = _info(run_id, question, ready, split.digest, resolved)
+            with resume.alone(folder, progress or Silent()):
+                return _train(folder, info, made, ready, resolved, fresh, progress or Silent())
     finally:
         torch.set_num_threads(threads_before)
+
+
+def helped(question: Question, resolved: Machine) -> contextlib.AbstractContextManager[Any]:
+    """`any_layout` where the network may need it, or where it costs nothing.
+
+    Networks of ours need no help; on a GPU it would be seen in the time of small ones.
+    """
+    return any_layout(resolved.device.type == "cpu" or ":" in question.model)
 
 
 def _train(

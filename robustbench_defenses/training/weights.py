@@ -44,12 +44,12 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     try:
         with open(path, "rb") as handle:
-            head = handle.read(2)
+            head = handle.read(9)  # safetensors: the length of a JSON object, and its brace
     except FileNotFoundError:
         raise UserError(f"there are no weights at {path}") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    if head[:1] == b"\x80" or head == b"PK":
+    if head[8:] != b"{" and (head[:1] == b"\x80" or head[:2] == b"PK"):
         raise UserError(
             f"{path} is a pickle, not safetensors; it is not opened, for it could run any code",
             hint="weights of your own: give the network as FILE.py:FACTORY",

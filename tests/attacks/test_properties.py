@@ -122,6 +122,31 @@ def test_nearest_image_is_the_one_reported(nearest: str) -> None:
     torch.testing.assert_close(length[found], outcome.distance[found], rtol=1e-6, atol=1e-9)
 
 
+class Viewing(nn.Module):
+    """`oracles.convolution`, flattened by `view`: the default layout only, as in much code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        parts = list(oracles.convolution(2, 10).float().children())
+        self.features, self.last = nn.Sequential(*parts[:4]), parts[5]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.last(self.features(images).view(len(images), -1))
+
+
+def test_networks_that_view_their_features(name: str) -> None:
+    """They are asked in a layout that they take, in verdict runs and in image runs."""
+    attack = oracles.build(name, **FEW)
+    model = Viewing().eval()
+    images = setting(name)[1][:6].float()
+    labels = oracles.predicted(model, images)
+    eps = EPS[attack.norm]
+    outcome = oracles.run(attack, model, images, labels, (eps,), name=name)
+    assert (outcome.queries > 0).all()
+    crafted = craft(model, attack, images, labels, eps)
+    assert crafted.shape == images.shape
+
+
 def test_sweep_is_monotone_and_eps_zero_is_clean(name: str) -> None:
     attack = oracles.build(name, **FEW)
     model, images, labels = setting(name)

@@ -74,6 +74,31 @@ def test_settings_reach_training_defense_and_network(tmp_path: Path) -> None:
     assert said["settings"]["model"] == {"width": 4, "hidden": 16}
 
 
+VIEWING = """
+from torch import nn
+
+class Viewing(nn.Module):
+    def __init__(self, shape, classes):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2))
+        self.last = nn.Linear(36, classes)
+
+    def forward(self, images):
+        return self.last(self.features(images).view(-1, 36))
+"""
+
+
+@pytest.mark.parametrize("defense", ["nt", "pgd_at"])
+def test_a_network_that_views_its_features(defense: str, tmp_path: Path) -> None:
+    """`view` takes only one layout, and networks are trained and attacked in another."""
+    (tmp_path / "net.py").write_text(VIEWING)
+    chosen = ["--dataset", "digits", "--model", f"{tmp_path}/net.py:Viewing", "--preset", "smoke"]
+    chosen += ["--epochs", "1", "--threads", "1", "--quiet", "--results", str(tmp_path / "results")]
+    assert main(["train", defense, *chosen]) == 0
+    told = ["-n", "20", "--attack", "pgd,fab_t", "--eps", "0.1", "--budget", "quick", "--quiet"]
+    assert main(["eval", "last", *told, "--results", str(tmp_path / "results")]) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -219,11 +219,68 @@ def test_images_arrive_channels_last() -> None:
         seen.append(x.is_contiguous(memory_format=torch.channels_last))
         return x.flatten(1)[:, :2]
 
-    twin = Twin(call, call, autocast=False)
+    twin = Twin(call, call, autocast=False, layout=torch.channels_last)
     picked = images(6, (3, 5, 5)).contiguous(memory_format=torch.channels_last)
     twin(picked.index_select(0, torch.tensor([1, 4])))  # loses the layout
     twin(images(2, (3, 5, 5)))
     assert seen == [True, True]
+
+
+class Viewing(nn.Module):
+    """A network that flattens its features as much code does: for the default layout only.
+
+    `strict`: by a question that no help with `Tensor.view` answers.
+    """
+
+    def __init__(self, strict: bool = False) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.first = nn.Conv2d(3, 8, 3, padding=1)
+            self.second = nn.Conv2d(8, 8, 3)
+            self.last = nn.Linear(8 * 5 * 5, 10)
+        self.strict = strict
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.max_pool2d(torch.relu(self.second(torch.relu(self.first(x)))), 2)
+        if self.strict and not x.is_contiguous():
+            raise RuntimeError("not in the default layout")
+        return self.last(x.view(-1, 8 * 5 * 5))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_networks_that_view_their_features_get_a_bf16_twin(strict: bool) -> None:
+    net, x = Viewing(strict).eval(), images(shape=(3, 12, 12))
+    twin = search_twin(View("v", net), x, "bf16")
+    assert twin.autocast
+    assert twin.layout is (torch.contiguous_format if strict else torch.channels_last)
+    weight = images(1, (16, 10)).view(16, 10)
+    torch.testing.assert_close(twin(x, fine=True), net(x), rtol=1e-4, atol=1e-5)
+    exact = gradient(net, x, weight)
+    assert relative(gradient(lambda z: twin(z, fine=True), x, weight), exact) < 1e-5
+    # In bf16 some maxima are others.
+    assert relative(gradient(twin, x, weight), exact) < 0.2
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("fine", [False, True])
+def test_all_of_a_twin_runs_in_channels_last(channels: int, fine: bool) -> None:
+    x = images(shape=(channels, 12, 12))
+    twin = search_twin(View("v", network(channels)), x, "bf16")
+    seen = []
+    for part in (twin.fine if fine else twin.coarse).children():
+        part.register_forward_hook(lambda part, given, output: seen.append(output))
+    twin(x, fine)
+    before = [one for one in seen if one.dim() == 4]
+    assert len(before) == 5
+    assert all(one.is_contiguous(memory_format=torch.channels_last) for one in before)
+    assert not any(one.is_contiguous() for one in before)
+
+
+def test_a_callable_around_a_network_is_asked_in_the_default_layout() -> None:
+    net, x = Viewing(strict=True).eval(), images(shape=(3, 12, 12))
+    twin = search_twin(View("v", lambda z: net(z)), x, "bf16")
+    torch.testing.assert_close(twin(x), net(x))
 
 
 def test_images_that_are_no_images_are_passed_on() -> None:

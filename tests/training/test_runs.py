@@ -134,6 +134,17 @@ def test_truncated_weights_are_refused(run_copy: Copy) -> None:
             run.deployed()
 
 
+def test_headers_of_any_length_are_read(tmp_path: Path) -> None:
+    """The first bytes are a length, and may look like those of a pickle or an archive."""
+    path, heads = tmp_path / "some.safetensors", set()
+    for size in (*range(150, 420), *range(19_050, 19_200)):
+        weights.save_tensors(path, {"a": torch.ones(2)}, {"note": "x" * size})
+        heads.add(path.read_bytes()[:2])
+        assert weights.load(path)[0]["a"].tolist() == [1, 1]
+    assert b"\x80\x01" in heads
+    assert b"PK" in heads
+
+
 def test_a_pickle_posing_as_weights_is_not_opened(run_copy: Copy, tmp_path: Path) -> None:
     run = run_copy()
     path, trap = run.weights_path(), tmp_path / "trap"

@@ -1,0 +1,63 @@
+"""Networks take channels-last tensors, whatever their code assumes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustbench_defenses.core.layout import any_layout
+
+LAST = torch.channels_last
+
+
+def features(shape: tuple[int, ...] = (3, 4, 5, 5)) -> Tensor:
+    values = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    return values.contiguous(memory_format=LAST)
+
+
+def test_view_is_what_reshape_is() -> None:
+    values = features()
+    with pytest.raises(RuntimeError, match="view size"):
+        values.view(3, -1)
+    with any_layout():
+        assert torch.equal(values.view(3, -1), values.reshape(3, -1))
+        assert torch.equal(values.view(size=(3, 100)), values.reshape(3, -1))
+        assert torch.equal(values.view([-1]), values.reshape(-1))
+        assert values.view(3, 2, 2, 5, 5).data_ptr() == values.data_ptr()  # no copy without need
+    with pytest.raises(RuntimeError, match="view size"):
+        values.view(3, -1)
+
+
+def test_what_no_layout_allows_stays_an_error() -> None:
+    values = features()
+    with any_layout():
+        with pytest.raises(RuntimeError, match="invalid for input of size"):
+            values.view(7, -1)
+        with pytest.raises(RuntimeError):
+            values[:, :3].contiguous().view(torch.float64)
+
+
+@pytest.mark.parametrize("flatten", [
+    lambda x: x.flatten(1), lambda x: torch.flatten(x, 1), lambda x: x.reshape(len(x), -1),
+    lambda x: torch.reshape(x, (len(x), -1)), lambda x: x.view(len(x), -1), nn.Flatten(),
+])  # fmt: skip
+def test_gradients_come_back_in_the_layout_of_the_features(flatten: nn.Module) -> None:
+    seen, weight = [], torch.linspace(-1, 1, 100)
+    leaf = features().requires_grad_()
+    with any_layout():
+        values = leaf * 1
+        # Before the hooks of its own users, as a pooling layer would be.
+        before = F.relu(values)
+        total = flatten(before) @ weight
+    values.register_hook(lambda grad: seen.append(grad.is_contiguous(memory_format=LAST)))
+    (grad,) = torch.autograd.grad(total.sum(), leaf)
+    assert seen == [True]
+    (exact,) = torch.autograd.grad((F.relu(leaf).flatten(1) @ weight).sum(), leaf)
+    assert torch.equal(grad, exact)
+
+
+def test_inactive_it_changes_nothing() -> None:
+    with any_layout(False), pytest.raises(RuntimeError, match="view size"):
+        features().view(3, -1)
