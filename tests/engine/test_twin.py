@@ -13,7 +13,7 @@ from robustbench_defenses.core.view import View
 from robustbench_defenses.engine import twin as twins
 from robustbench_defenses.engine.twin import (
     ExactFirst,
-    Float32First,
+    InFloat32,
     Twin,
     search_twin,
     smallest_margin,
@@ -90,12 +90,13 @@ class Explosive(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(144, 1, bias=False), nn.Linear(1, 1, bias=False)
-        self.first.weight.data = torch.ones(1, 144)
-        self.second.weight.data = torch.ones(1, 1)
+        self.third = nn.Linear(1, 1, bias=False)
+        for layer in (self.first, self.second, self.third):
+            layer.weight.data.fill_(1)
 
     def forward(self, x: Tensor) -> Tensor:
         total = self.first(x.flatten(1))
-        return torch.cat([1e4 * (self.second(total) - total + 1e-3), 0 * total], 1)
+        return torch.cat([1e4 * (self.third(self.second(total)) - total + 1e-3), 0 * total], 1)
 
 
 class Rounding(nn.Module):
@@ -294,7 +295,8 @@ def test_weights_are_cast_once() -> None:
     assert isinstance(twin.coarse[0], ExactFirst)
     assert twin.coarse[3].weight.dtype == torch.bfloat16
     assert twin.coarse[3].bias.dtype == torch.bfloat16
-    assert twin.coarse[6].weight.dtype == torch.bfloat16
+    assert isinstance(twin.coarse[6], InFloat32)
+    assert twin.coarse[6].layer.weight.dtype == torch.float32
     assert twin.coarse[1].weight.dtype == torch.float32  # statistics stay exact
     assert all(weight.dtype == torch.float32 for weight in twin.fine.parameters())
 
@@ -357,7 +359,7 @@ def test_the_first_layer_is_exact_forward_and_close_backward(net: nn.Module) -> 
     x = images(8, (3, 12, 12))
     coarse = twins._bf16_copy(twins._frozen_copy(net), x)
     kinds = [type(part) for part in coarse.modules()]
-    assert (ExactFirst in kinds) != (Float32First in kinds)
+    assert (ExactFirst in kinds) != (InFloat32 in kinds)
     twin = Twin(coarse, net, autocast=True)
     exact = net(x).detach()
     assert relative(twin(x), exact) < 4e-3  # outputs are rounded to bf16, inputs are not
@@ -396,20 +398,36 @@ def test_steps_that_bf16_rounds_away_are_seen(kind: str) -> None:
     assert relative(ordinary, exact) == 1
 
 
-def test_the_order_of_running_decides_which_layer_is_first() -> None:
+def test_the_order_of_running_decides_which_layers_are_first_and_last() -> None:
     class Backwards(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.last = nn.Linear(4, 2)
+            self.middle = nn.Linear(4, 4)
             self.first = nn.Conv2d(1, 4, 12)
+            self.idle = nn.Linear(4, 4)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.last(self.first(x).flatten(1))
+            return self.last(self.middle(self.first(x).flatten(1)))
 
     twin = search_twin(View("v", Backwards().eval()), images(), "bf16")
     assert twin.autocast
     assert isinstance(twin.coarse.first, ExactFirst)  # type: ignore[attr-defined]
-    assert twin.coarse.last.weight.dtype == torch.bfloat16  # type: ignore[attr-defined]
+    assert isinstance(twin.coarse.last, InFloat32)  # type: ignore[attr-defined]
+    assert twin.coarse.middle.weight.dtype == torch.bfloat16  # type: ignore[attr-defined]
+
+
+def test_logits_far_from_zero_still_move_in_small_steps() -> None:
+    """In bf16 numbers near 100 are a half apart."""
+    net, x = network(), images(1)
+    net[6].bias.data += 100
+    twin = search_twin(View("v", net), x, "bf16")
+    assert twin.autocast
+    with torch.no_grad():
+        path = torch.cat([x + 0.002 * step for step in range(20)])
+        found, exact = twin(path), net(path)
+    assert len(found[:, 0].unique()) >= 19
+    assert (found - exact).abs().max() < 0.02
 
 
 def test_a_module_that_is_its_own_first_layer() -> None:
