@@ -66,6 +66,9 @@ class MinimumSearch(Search):
         self._claims = join(self._claims, fresh)
         return running
 
+    def _rescued(self) -> list[Item]:
+        return [item for item in super()._rescued() if self._out.distance[item.example].isinf()]
+
     def _fallen(self) -> int:
         """Those of a cascade's budget, where there is one."""
         most = self.enough if self.enough > 0 else torch.finfo(torch.float64).max
@@ -85,7 +88,7 @@ class MinimumSearch(Search):
         running.state = self.attack.tell(running.state, rows, answer)
         running.age += 1
         done = self._settle(running, self.attack.finished(running.state, rows))
-        return self._go_on(running, done, agenda)
+        return self._go_on(running, done, agenda, fine)
 
     def _claimed(self, answer: Answer, rows: Rows) -> Tensor:
         """Rows (B,) bool whose asked points are to be claimed."""
@@ -168,16 +171,22 @@ class MinimumSearch(Search):
             self._satisfied.update(example[near].tolist())
         return counts
 
-    def _go_on(self, running: _Running, done: Tensor, agenda: Agenda | Again) -> _Running:
-        """Drop finished rows and those of satisfied examples."""
+    def _go_on(
+        self, running: _Running, done: Tensor, agenda: Agenda | Again, fine: bool
+    ) -> _Running:
+        """Drop finished rows and those of satisfied examples. Rows whose example has nothing yet
+        run again in float32: DeepFool finds fewer images of a robust network in bf16."""
         if not bool(done.any()) and not self._satisfied:
             return running
         ended = done.tolist()
+        lost = (done & torch.isinf(self._out.distance[running.rows.example])).tolist()
         staying = []
         rows = zip(running.rows.example.tolist(), running.budget.tolist(), running.restart.tolist())
         for position, row in enumerate(rows):
             if ended[position] or row[0] in self._satisfied:
                 agenda.leave(Item(*row))
+                if lost[position] and not fine:
+                    self._near.append(Item(*row))
             else:
                 staying.append(position)
         if len(staying) == len(ended):

@@ -152,11 +152,15 @@ class Search:
         if self.resume is not None:
             current, running, fine = snapshot.resumed(self, agenda, self.resume)
         self._loop(current, fine, running)
-        if self.twin.autocast and self._near and not fine:
-            near = sorted(set(self._near), key=lambda item: (item.budget, item))
-            self._loop(Again(agenda, deque(near)), fine=True)
+        again = self._rescued() if self.twin.autocast and not fine else []
+        if again:
+            self._loop(Again(agenda, deque(again)), fine=True)
         self._out.invalid_claims = self._judge.invalid
         return self._out
+
+    def _rescued(self) -> list[Item]:
+        """The runs that are repeated in float32."""
+        return sorted(set(self._near), key=lambda item: (item.budget, item))
 
     def _loop(self, agenda: Agenda | Again, fine: bool, running: _Running | None = None) -> None:
         while True:

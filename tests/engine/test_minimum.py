@@ -108,6 +108,27 @@ def test_an_example_leaves_once_it_is_near_enough() -> None:
     assert visited(*means, enough=0.25).queries.tolist() == [1 + JUDGE_EVERY]
 
 
+def blind(points: Tensor) -> Tensor:
+    """Sees class 0 everywhere."""
+    return torch.tensor([[1.0, 0.0]]).repeat(len(points), 1) + 0 * points.flatten(1)[:, :1]
+
+
+def test_what_bf16_does_not_find_is_sought_again_in_float32() -> None:
+    found = {}
+    for name, twin in (
+        ("blind", Twin(blind, BELOW, autocast=True)),
+        ("seeing", Twin(BELOW, BELOW, autocast=True)),
+        ("float32", Twin(blind, blind, autocast=False)),
+    ):
+        attack = Visit((0.45, 0.42, 0.2))
+        found[name] = oracles.run(attack, BELOW, grey(0.2), DARK, (), twin=twin, deployed=BELOW)
+    assert found["blind"].distance.tolist() == pytest.approx([0.22])
+    assert found["seeing"].distance.tolist() == pytest.approx([0.22])
+    assert found["float32"].distance.tolist() == [float("inf")]
+    queries = {name: outcome.queries.tolist() for name, outcome in found.items()}
+    assert queries == {"blind": [1 + 6], "seeing": [1 + 3], "float32": [1 + 3]}
+
+
 @pytest.mark.parametrize("name", ["ddn", "fmn_l2", "deepfool_l2", "fab_t_l2", "cw"])
 def test_attacks_survive_a_twin_that_errs_on_every_image(name: str) -> None:
     model = oracles.Linear((1, 4, 4), 3)
