@@ -72,8 +72,19 @@ def cw(model: nn.Module, images: Tensor, labels: Tensor, ask: Ask) -> Tensor:
 
 
 def boundary(model: nn.Module, images: Tensor, labels: Tensor, ask: Ask) -> Tensor:
-    """Boundary attack from blended noise; it asks for start points of all images, or none."""
-    return _run(attacks.BoundaryAttack(steps=ask.steps), model, images, labels, ask.eps)
+    """Boundary attack from its own starting points, blended noise. Where one image has none it
+    would refuse all of them: such images start from another one that is classified otherwise."""
+    wrapped = foolbox.PyTorchModel(model, bounds=(0, 1))
+    first = attacks.LinearSearchBlendedUniformNoiseAttack(steps=50)
+    starts = first.run(wrapped, images, foolbox.Misclassification(labels))
+    with torch.no_grad():
+        classes = model(images).argmax(1)
+        for row in (model(starts).argmax(1) == labels).nonzero()[:, 0].tolist():
+            starts[row] = images[classes != labels[row]][0]
+    made: tuple[Tensor, Tensor, Tensor] = attacks.BoundaryAttack(steps=ask.steps)(
+        wrapped, images, labels, epsilons=None, starting_points=starts
+    )
+    return made[1]
 
 
 _BIM = _stepped({"linf": attacks.LinfBasicIterativeAttack}, random_start=False)
