@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import robustbench_defenses as rrd
+from robustbench_defenses.attacks import fab_t
 from robustbench_defenses.attacks.fab_t import FabT, difference, step_to_plane
 from robustbench_defenses.core.norms import distance
 from robustbench_defenses.core.view import Logits
@@ -177,7 +178,11 @@ def test_later_targets_find_nearer_points() -> None:
     assert (all_of_them.distance < one.distance * 0.999).any()
 
 
-def test_the_last_two_fifths_are_asked_in_float32() -> None:
+@pytest.mark.parametrize(("small", "fine"), [(0.0, 10), (1.1, 40)])
+def test_the_last_steps_are_asked_in_float32(
+    small: float, fine: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fab_t, "SMALL", small)
     model, images, labels = digits_network()
     asked: list[int] = []
 
@@ -191,7 +196,7 @@ def test_the_last_two_fifths_are_asked_in_float32() -> None:
 
     twin = Twin(told(False), told(True), autocast=True)
     oracles.run(FabT(targets=1), model, images[:2], labels[:2], (), twin=twin)
-    assert asked == [0] * 60 + [1] * 40
+    assert asked == [0] * (100 - fine) + [1] * fine
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
