@@ -105,14 +105,13 @@ def main() -> None:
 
 
 def _weaker(tasks: list[dict[str, Any]]) -> list[str]:
-    """A line for every run in which ours is the weaker attack."""
+    """A line for every comparison in which ours is the weaker attack, in the mean of all runs."""
     return [
-        f"weaker than {name} in {task['task']}{_budgets(task)}: "
-        f"{_outcome(mine)} beside {_outcome(run)}"
+        f"weaker than {name} in {task['task']}{_budgets(task)}, last run: "
+        f"{_outcome(task['ours']['runs'][-1])} beside {_outcome(peer['runs'][-1])}"
         for task in tasks
         for name, peer in task["peers"].items()
-        for mine, run in zip(task["ours"]["runs"][-1:], peer["runs"][-1:])
-        if run["weaker"]
+        if peer["weaker"]
     ]
 
 
@@ -218,7 +217,7 @@ def _print(console: Console, result: dict[str, Any]) -> None:
     for name, peer in result["peers"].items():
         last = peer["runs"][-1]
         table.add_row(
-            name, _outcome(last), _beside(last),
+            name, _outcome(last), _beside(last, peer["weaker"]),
             f"{peer['median_wall']:.2f}", f"{peer['median_cpu']:.2f}",
             f"{peer['median_ratio_wall']:.2f}", f"{peer['median_ratio_cpu']:.2f}",
             "", *_cost(last, peak.get(name)),
@@ -245,8 +244,8 @@ def _outcome(run: dict[str, Any]) -> str:
     return f"{100 * run['success']:.1f} %, mean {'-' if norm is None else f'{norm:.4g}'}"
 
 
-def _beside(run: dict[str, Any]) -> str:
-    """Our outcome beside the peer's, with a mark where ours is weaker."""
+def _beside(run: dict[str, Any], weaker: bool) -> str:
+    """Our outcome beside the peer's in one run, with a mark where ours is weaker in all."""
     if "only_ours_breaks" in run:
         said = " ".join(
             f"+{mine}/-{theirs}"
@@ -255,7 +254,7 @@ def _beside(run: dict[str, Any]) -> str:
     else:
         ratio = run["norm_ratio"]
         said = "" if ratio is None else f"norm x {ratio:.4f}"
-    return said + ("  [bold]WEAKER[/]" if run["weaker"] else "")
+    return said + ("  [bold]WEAKER[/]" if weaker else "")
 
 
 def _print_rows(console: Console, title: str, rows: list[dict[str, Any]]) -> None:

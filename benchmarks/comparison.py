@@ -182,14 +182,15 @@ def summary(asked: Question, made: Made, verdict: Verdict) -> dict[str, Any]:
 
 
 def against(asked: Question, mine: Verdict, theirs: Verdict) -> dict[str, Any]:
-    """Our verdicts beside a peer's on the same images, and whether ours is the weaker attack."""
+    """Our verdicts beside a peer's on the same images. `excess`: by how much ours is the weaker
+    attack, in robust accuracy, or in success or the share of the norm, whichever is more."""
     if asked.task.minimum:
         both = mine.right & mine.distance.isfinite() & theirs.distance.isfinite()
         both &= theirs.distance > 0
         ratio = mine.distance[both] / theirs.distance[both]
         mean = float(ratio.mean()) if len(ratio) else None
         found = [v.distance[v.right].isfinite().double().mean() for v in (mine, theirs)]
-        weaker = bool(found[0] < found[1] - TOLERANCE) or (mean or 0) > 1 + TOLERANCE
+        excess = max(float(found[1] - found[0]), (mean or 1.0) - 1)
         median = theirs.distance[theirs.right].median()
         curve = [float((v.distance > largest_allowed(median)).double().mean())
                  for v in (mine, theirs)]  # fmt: skip
@@ -197,13 +198,13 @@ def against(asked: Question, mine: Verdict, theirs: Verdict) -> dict[str, Any]:
             "norm_ratio": mean,
             "norm_ratio_median": float(ratio.median()) if len(ratio) else None,
             "accuracy_at_peer_median": curve,
-            "weaker": weaker,
+            "excess": excess,
         }
-    excess = (theirs.broken.double().mean(1) - mine.broken.double().mean(1)).amax()
+    excess = float((theirs.broken.double().mean(1) - mine.broken.double().mean(1)).amax())
     return {
         "only_ours_breaks": (mine.broken & ~theirs.broken).sum(1).tolist(),
         "only_peer_breaks": (theirs.broken & ~mine.broken).sum(1).tolist(),
-        "weaker": bool(excess > TOLERANCE + 1e-9),
+        "excess": excess,
     }
 
 
@@ -266,7 +267,11 @@ def compare(
                 **against(asked, mine, theirs),
             })  # fmt: skip
     found = {
-        name: {"runs": mine, **_medians(mine, ("cpu", "wall", "ratio_wall", "ratio_cpu"))}
+        name: {
+            "runs": mine,
+            **_medians(mine, ("cpu", "wall", "ratio_wall", "ratio_cpu")),
+            "weaker": statistics.mean(run["excess"] for run in mine) > TOLERANCE + 1e-9,
+        }
         for name, mine in rows.items()
         if mine
     }

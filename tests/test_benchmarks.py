@@ -120,8 +120,9 @@ def test_a_weaker_attack_is_told(modules: SimpleNamespace, asked: Any) -> None:
     mine = modules.comparison.Verdict(fewer, length, right)
     theirs = modules.comparison.Verdict(more, length, right)
     beside = modules.comparison.against(asked, mine, theirs)
-    assert (beside["weaker"], beside["only_peer_breaks"]) == (True, [1])
-    assert not modules.comparison.against(asked, theirs, mine)["weaker"]
+    assert beside["only_peer_breaks"] == [1]
+    assert beside["excess"] == pytest.approx(1 / 12)
+    assert modules.comparison.against(asked, theirs, mine)["excess"] < 0
 
 
 def test_strength_is_measured_beside_the_reference_alone(
