@@ -44,7 +44,8 @@ def atomic_open(path: Path) -> Iterator[IO[bytes]]:
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(temporary, path)
-        _remove_orphans(path)
+        with contextlib.suppress(OSError):
+            _remove_orphans(path)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -296,7 +296,7 @@ def test_weights_are_cast_once() -> None:
     assert twin.coarse[3].weight.dtype == torch.bfloat16
     assert twin.coarse[3].bias.dtype == torch.bfloat16
     assert isinstance(twin.coarse[6], InFloat32)
-    assert twin.coarse[6].layer.weight.dtype == torch.float32
+    assert twin.coarse[6].weight.dtype == torch.float32
     assert twin.coarse[1].weight.dtype == torch.float32  # statistics stay exact
     assert all(weight.dtype == torch.float32 for weight in twin.fine.parameters())
 
@@ -415,6 +415,26 @@ def test_the_order_of_running_decides_which_layers_are_first_and_last() -> None:
     assert isinstance(twin.coarse.first, ExactFirst)  # type: ignore[attr-defined]
     assert isinstance(twin.coarse.last, InFloat32)  # type: ignore[attr-defined]
     assert twin.coarse.middle.weight.dtype == torch.bfloat16  # type: ignore[attr-defined]
+
+
+def test_code_that_reads_weights_beside_a_pass_finds_them() -> None:
+    class Reading(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(1, 4, 12)
+            self.last = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits = self.last(self.first(x).flatten(1))
+            size = self.last.weight.norm() + self.first.weight.norm()
+            return logits * size / self.last.in_features / self.first.kernel_size[0]
+
+    net = Reading().eval()
+    twin = search_twin(View("v", net), images(), "bf16")
+    assert twin.autocast
+    assert relative(twin(images()), net(images())) < 0.02
+    with pytest.raises(AttributeError, match="no_such_part"):
+        _ = twin.coarse.last.no_such_part  # type: ignore[attr-defined]
 
 
 def test_logits_far_from_zero_still_move_in_small_steps() -> None:
