@@ -168,16 +168,21 @@ def test_settings_reach_those_that_have_them(results: Path) -> None:
         asked(results, "fgsm", "pgd", settings={"": {"steps": 3}})
 
 
-def test_declared_passes_are_never_exceeded(results: Path) -> None:
-    evaluation = asked(results, "all", "autoattack", n=12, settings={"": {"steps": 4}})
+@pytest.mark.parametrize(("precision", "runs"), [("fp32", 1), ("bf16", 2)])
+def test_declared_passes_are_never_exceeded(results: Path, precision: str, runs: int) -> None:
+    """In bf16 what ends near the boundary runs once more."""
+    evaluation = asked(
+        results, "all", "autoattack", n=12, settings={"": {"steps": 4}}, precision=precision
+    )
     declared = {one.question.name: one.passes for one in evaluation.asked}
     for answer in evaluation:
         result = answer.stored.result
         forward, backward = declared[result.attack.name]
         # Beside the search: the clean images, and at most three verdicts on each asked point.
-        assert result.cost.backward_passes <= backward, result.attack.name
-        assert result.cost.forward_passes - 12 <= 4 * forward, result.attack.name
-        assert (answer.stored.record().queries - 1 <= forward / 12).all(), result.attack.name
+        most, mine = runs * forward, result.attack.name
+        assert result.cost.backward_passes <= runs * backward, mine
+        assert result.cost.forward_passes - 12 <= 4 * most, mine
+        assert (answer.stored.record().queries - 1 <= most / 12).all(), mine
 
 
 def test_declared_counts_budgets_runs_and_examples() -> None:
