@@ -19,6 +19,7 @@ import typer
 
 from .. import __version__
 from ..core.errors import Interrupted, Notice, UserError, did_you_mean
+from ..core.threads import yield_on_a_busy_machine
 from .frame import CONTEXT, RootGroup, heads, option_names
 
 HELP = """Train adversarial defenses, attack them, and see what is left.
@@ -33,6 +34,7 @@ COMPLETION = "_RRD_COMPLETE"
 
 def run() -> NoReturn:
     """The process `rrd`."""
+    yield_on_a_busy_machine()
     sys.exit(main())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,18 +132,28 @@ def test_killed_at_ten_random_moments_it_ends_with_the_same_results(tmp_path: Pa
     begun = time.monotonic()
     assert start(whole).wait(600) == 0
     took = time.monotonic() - begun
+    files = len(list(whole.rglob("*")))
     moments = random.Random(0)
     killed = 0
-    for _ in range(10):
+    for _ in range(30):
+        # A moment is so much progress and a little more: how fast the machine is plays no part.
+        progress, more = moments.randrange(1, files), moments.uniform(0, 0.1) * took
         child = start(broken)
+        while child.poll() is None and len(list(broken.rglob("*"))) < progress:
+            time.sleep(0.01)
         try:
-            # Past the imports, which take the first part of every run.
-            child.wait(moments.uniform(0.3, 0.9) * took)
+            child.wait(more)
         except subprocess.TimeoutExpired:
             os.kill(child.pid, signal.SIGKILL)
-            killed += 1
             child.wait()
-    assert killed
+            killed += 1
+            if killed == 10:
+                break
+        else:
+            assert child.returncode == 0
+            assert _cells(whole) == _cells(broken)
+            shutil.rmtree(broken)
+    assert killed == 10
     assert start(broken).wait(600) == 0
     assert _cells(whole) == _cells(broken)
     assert not list(broken.rglob("*.tmp*"))
