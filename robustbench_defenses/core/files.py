@@ -55,8 +55,13 @@ def atomic_open(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _machine() -> str:
-    """A short name of this machine: process numbers mean nothing on another one."""
-    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+    """A short name of where process numbers mean what they mean here: this machine since it was
+    started, and in it this container."""
+    told = [platform.node()]
+    with contextlib.suppress(OSError):
+        told.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+        told.append(os.readlink("/proc/self/ns/pid"))
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:8]
 
 
 def _remove_orphans(path: Path) -> None:

@@ -1,7 +1,8 @@
 """Memory layout: networks run in channels-last, which is faster, whatever their code assumes.
 
 `x.view(len(x), -1)` after a convolution is common, and needs the default layout. Inside
-`any_layout` it does what `reshape` does, instead of an error.
+`any_layout` it does what `reshape` does, instead of an error. What is written through such a view
+is then lost: code that does so computes something else, which `suits_channels_last` tells.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import contextlib
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from .draws import seeded
 
 _VIEW = torch.Tensor.view
 _RESHAPES = {_VIEW, torch.Tensor.reshape, torch.Tensor.flatten, torch.flatten, torch.reshape}
@@ -44,6 +47,37 @@ def any_layout(active: bool = True) -> contextlib.AbstractContextManager[Any]:
     `active` False: nothing changes. It costs a few microseconds for every operation of a pass.
     """
     return _AnyLayout() if active else contextlib.nullcontext()
+
+
+def suits_channels_last(network: nn.Module, images: Tensor) -> bool:
+    """The network (in the default layout; afterwards in channels-last) computes the same inside
+    `any_layout`, forward and backward, from `images` (N, C, H, W) in channels-last.
+
+    False too for one that fails there, or that answers at random.
+    """
+    expected = _answer(network, images)
+    try:
+        with any_layout():
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            found = _answer(network, images.contiguous(memory_format=torch.channels_last))
+    except Exception:  # whatever it was, in the default layout it did not come
+        return False
+    return all(
+        bool((one - other).norm() <= 0.01 * other.norm() + 1e-6)
+        for one, other in zip(found, expected, strict=True)
+    )
+
+
+def _answer(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and the gradient of a random sum of them by the images."""
+    with seeded(0, images.device):
+        images = images.clone().requires_grad_()
+        logits = network(images)
+        weight = torch.randn(logits.shape).to(logits)
+        gradient = None
+        if logits.requires_grad:
+            (gradient,) = torch.autograd.grad((logits * weight).sum(), images, allow_unused=True)
+    return logits.detach(), torch.zeros_like(images) if gradient is None else gradient
 
 
 def _is_channels_last(values: Tensor) -> bool:

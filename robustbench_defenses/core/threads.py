@@ -12,7 +12,7 @@ LOOKS = 3
 
 
 def yield_on_a_busy_machine(load: Path = LOAD) -> bool:
-    """Let waiting threads sleep where other processes are at work; says whether it does.
+    """Let waiting threads sleep where others work on the cores they want; says whether it does.
 
     GNU's OpenMP spins at a barrier. On idle cores that is the fastest (small networks train up to
     1.5 times as fast), but two processes that spin on the same cores keep each other from the work
@@ -26,7 +26,10 @@ def yield_on_a_busy_machine(load: Path = LOAD) -> bool:
 
 
 def _others_run(load: Path) -> bool:
-    """Another task than this one is running, each time that one looks."""
+    """More tasks run than cores are left by the threads of this process, each time one looks."""
+    cores = os.cpu_count() or 1
+    own = os.environ.get("OMP_NUM_THREADS", "")
+    threads = int(own) if own.isdecimal() else cores
     for look in range(LOOKS):
         if look:
             time.sleep(0.002)
@@ -34,6 +37,6 @@ def _others_run(load: Path) -> bool:
             running = int(load.read_text().split()[3].partition("/")[0])
         except (OSError, ValueError, IndexError):
             return False
-        if running < 2:
+        if running - 1 + threads <= cores:  # this process is one of those that run
             return False
     return True

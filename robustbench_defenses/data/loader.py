@@ -25,7 +25,7 @@ class Loader:
     """Shuffled batches of a split, gathered and augmented on the device.
 
     `augment`: a name of `AUGMENTS`, a function (`Augment`), or None; `steps`: batches of an epoch.
-    The last short batch is left out unless `drop_last` is False.
+    The last short batch is left out unless `drop_last` is False. `layout`: of the images.
     """
 
     def __init__(
@@ -36,6 +36,7 @@ class Loader:
         device: torch.device | str,
         augment: str | Augment | None = None,
         drop_last: bool = True,
+        layout: torch.memory_format = torch.channels_last,
     ) -> None:
         count = len(split.labels)
         if batch_size < 1:
@@ -44,7 +45,7 @@ class Loader:
             raise UserError(f"batch size {batch_size} is larger than the {count} training images")
         self.batch_size, self.seed, self.device = batch_size, seed, torch.device(device)
         self.steps = count // batch_size if drop_last else -(-count // batch_size)
-        self._augment = _augment(augment)
+        self._augment, self._layout = _augment(augment), layout
         # Pixels with their channels side by side: rows gathered from it are channels-last already.
         self._pixels = split.images.permute(0, 2, 3, 1).contiguous().to(self.device)  # (N, H, W, C)
         self._labels = split.labels.to(self.device)
@@ -55,7 +56,7 @@ class Loader:
     def epoch(self, number: int, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Batches of epoch `number` from `start_step` on: (images, labels, index).
 
-        `images` (B, C, H, W) float32 in [0, 1], channels-last; `labels` (B,) int64; `index` (B,)
+        `images` (B, C, H, W) float32 in [0, 1]; `labels` (B,) int64; `index` (B,)
         int64: places in the split.
         """
         order = _order(len(self._labels), self.seed, "shuffle", number).to(self.device)
@@ -64,6 +65,10 @@ class Loader:
             images = to_float(self._pixels.index_select(0, index)).permute(0, 3, 1, 2)
             if self._augment is not None:
                 images = self._augment(images, rng.row_keys(self.seed, f"augment|{number}", index))
+            if self._layout != torch.channels_last:
+                # `contiguous` would leave images of one channel as they are, whose strides still
+                # say channels-last to a convolution.
+                images = images.clone(memory_format=self._layout)
             yield images, self._labels.index_select(0, index), index
 
 

@@ -15,6 +15,7 @@ from ..core.errors import Interrupted
 from ..core.files import check_writable
 from ..core.identity import file_digest, short_hash
 from ..core.progress import Progress, Silent
+from ..engine.twin import VERSION as SEARCH_VERSION
 from ..engine.verdict import evaluation_mode
 from . import backends, blocks, diagnostics, store
 from .examples import Examples
@@ -76,10 +77,18 @@ def question_key(
             "precision": settings.precision,
             "seed": settings.seed,
             **backends.identity(question.backend, settings.batch_size),
+            **_searched(question, settings),
             **_draws(subject, settings),
             **_transferred(settings),
         }
     )
+
+
+def _searched(question: AttackQuestion, settings: Settings) -> dict[str, Any]:
+    """How the engine searches where it need not do so in float32."""
+    if settings.precision == "fp32" or question.backend != "native":
+        return {}
+    return {"twin": SEARCH_VERSION}
 
 
 def _draws(subject: Subject, settings: Settings) -> dict[str, Any]:

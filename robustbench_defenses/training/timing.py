@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 
 from ..core.device import Machine
+from ..core.layout import any_layout
 from ..data.source import describe, load, take
 from ..defenses.base import Defense
 from .assemble import make_defense
 from .question import Question
-from .train import Ready, helped, prepare
+from .train import Ready, prepare
 from .trainer import batch_of, own_randomness, step
 
 TIMED_STEPS = 2  # after one that warms up
@@ -34,8 +35,8 @@ def estimate(question: Question, machine: Machine, data_dir: str | Path | None =
     few = take(split, torch.arange(min(len(split.labels), size * (TIMED_STEPS + 1))))
     small = replace(question, train=replace(settings, validation=0, limit_train=0, batch_size=size))
     about = describe(question.dataset, data_dir)
-    with helped(question, machine), own_randomness(machine.device):
-        ready = prepare(small, defense, about, few, machine)
+    ready = prepare(small, defense, about, few, machine)
+    with any_layout(ready.relaxed), own_randomness(machine.device):
         return _seconds(ready, defense, question.seed, images // size, machine)
 
 

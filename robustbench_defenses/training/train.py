@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -13,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ..core.device import Machine, machine
+from ..core.draws import seeded
 from ..core.errors import UserError
-from ..core.layout import any_layout
+from ..core.layout import any_layout, suits_channels_last
 from ..core.progress import Progress, Silent
 from ..data.loader import Loader, split_validation
 from ..data.source import DataInfo, Split, describe, load, take, to_float
@@ -86,21 +86,12 @@ def train(
             precision = earlier.precision if precision == "auto" else precision
             threads = threads or earlier.threads
         resolved = machine(device, precision, threads)
-        with helped(question, resolved):
-            ready = prepare(question, made, about, split, resolved)
-            info = _info(run_id, question, ready, split.digest, resolved)
-            with resume.alone(folder, progress or Silent()):
-                return _train(folder, info, made, ready, resolved, fresh, progress or Silent())
+        ready = prepare(question, made, about, split, resolved)
+        info = _info(run_id, question, ready, split.digest, resolved)
+        with any_layout(ready.relaxed), resume.alone(folder, progress or Silent()):
+            return _train(folder, info, made, ready, resolved, fresh, progress or Silent())
     finally:
         torch.set_num_threads(threads_before)
-
-
-def helped(question: Question, resolved: Machine) -> contextlib.AbstractContextManager[Any]:
-    """`any_layout` where the network may need it, or where it costs nothing.
-
-    Networks of ours need no help; on a GPU it would be seen in the time of small ones.
-    """
-    return any_layout(resolved.device.type == "cpu" or ":" in question.model)
 
 
 def _train(
@@ -138,13 +129,14 @@ def _train(
 
 @dataclass(frozen=True)
 class Ready:
-    """Everything a trainer needs beside names and folders."""
+    """Everything a trainer needs beside names and folders; `relaxed`: it runs in `any_layout`."""
 
     setup: Setup
     parts: Parts
     loader: Loader
     held_out: tuple[Tensor, Tensor] | None
     training_images: int
+    relaxed: bool
 
 
 def _stored(folder: Path) -> Run | None:
@@ -177,18 +169,15 @@ def prepare(
     """Everything a trainer needs; nothing is written."""
     settings, device = question.train, resolved.device
     kept = min(settings.validation, len(split.labels) // 10)
-    training, held = split, None
+    training, validation = split, None
     if kept:
         training, validation = split_validation(split, kept, question.seed)
-        images = to_float(validation.images).to(device, memory_format=torch.channels_last)
-        held = (images, validation.labels.to(device))
     if settings.limit_train:
         training = take(training, torch.arange(min(settings.limit_train, len(training))))
     size = min(settings.batch_size, len(training.labels))
     if size < 2:
         raise UserError(f"{size} training images are too few", hint="at least 2 are needed")
     augment = None if settings.augment == "none" else settings.augment
-    loader = Loader(training, size, question.seed, device, augment)
     shape = (about.shape[0], about.shape[1], about.shape[2])
     setup = Setup(
         shape=shape,
@@ -199,20 +188,43 @@ def prepare(
         seed=question.seed,
         device=device,
         autocast=resolved.autocast,
-        examples=lambda: _examples(training, device),
+        examples=lambda: _examples(training, device, layout),
     )
+    layout, relaxed = _layout(question.model, setup)
+    loader = Loader(training, size, question.seed, device, augment, layout=layout)
     parts = fresh_parts(defense, setup)
     for module in parts.values():
         # torch declares this overload of `to` for four-dimensional tensors' modules only.
-        module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Ready(setup, parts, loader, held, len(training.labels))
+        module.to(device=device, memory_format=layout)  # type: ignore[call-overload]
+    held = None
+    if validation is not None:
+        images = to_float(validation.images).to(device, memory_format=layout)
+        held = (images, validation.labels.to(device))
+    return Ready(setup, parts, loader, held, len(training.labels), relaxed)
 
 
-def _examples(split: Split, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+def _layout(model: str, setup: Setup) -> tuple[torch.memory_format, bool]:
+    """The layout of weights and images, and whether the training runs in `any_layout`.
+
+    Networks of ours need no help with channels-last: on a GPU, where what it costs would be seen in
+    the time of small ones, they go without. One from outside is asked whether it can be helped.
+    """
+    if ":" not in model:
+        return torch.channels_last, setup.device.type == "cpu"
+    with seeded(setup.seed, setup.device):
+        network = setup.model().eval().to(setup.device)
+        few = torch.rand(2, *setup.shape).to(setup.device)
+        suits = suits_channels_last(network, few)
+    return torch.channels_last if suits else torch.contiguous_format, suits
+
+
+def _examples(
+    split: Split, device: torch.device, layout: torch.memory_format
+) -> Iterator[tuple[Tensor, Tensor]]:
     for start in range(0, len(split.labels), EXAMPLES):
         images = to_float(split.images[start : start + EXAMPLES])
         labels = split.labels[start : start + EXAMPLES]
-        yield images.to(device, memory_format=torch.channels_last), labels.to(device)
+        yield images.to(device, memory_format=layout), labels.to(device)
 
 
 def _info(

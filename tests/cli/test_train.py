@@ -99,6 +99,47 @@ def test_a_network_that_views_its_features(defense: str, tmp_path: Path) -> None
     assert main(["eval", "last", *told, "--results", str(tmp_path / "results")]) == 0
 
 
+WRITING = (
+    VIEWING.replace(
+        "self.features(images).view(-1, 36)", "self.masked(self.features(images)).flatten(1)"
+    )
+    + """
+    def masked(self, values):
+        values.view(len(values), -1)[:, ::2] *= -1
+        return values
+"""
+)
+
+
+def test_a_network_that_writes_through_a_view_is_trained_as_it_is_evaluated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where a view is a copy, what is written is lost, and another network would be trained."""
+    (tmp_path / "net.py").write_text(WRITING)
+    chosen = ["--dataset", "digits", "--model", f"{tmp_path}/net.py:Viewing", "--preset", "smoke"]
+    chosen += ["--threads", "1", "--quiet", "--results", str(tmp_path / "results")]
+    assert main(["train", "nt", *chosen, "--epochs", "20"]) == 0
+    (folder,) = (tmp_path / "results" / "runs").iterdir()
+    best = json.loads((folder / "run.json").read_text())["best"]
+    capsys.readouterr()
+    told = ["-n", "all", "--attack", "fgsm", "--eps", "0.1", "--json"]
+    assert main(["eval", "last", *told, "--results", str(tmp_path / "results")]) == 0
+    (answer,) = json.loads(capsys.readouterr().out)["results"]
+    assert best["value"] > 0.6
+    assert answer["clean_accuracy"] == pytest.approx(best["value"], abs=0.1)
+
+
+def test_a_network_that_no_evaluation_could_run_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its view fails in the default layout, though training in channels-last could help it."""
+    (tmp_path / "net.py").write_text(VIEWING.replace(".view(", ".transpose(1, 3).view("))
+    chosen = ["--dataset", "digits", "--model", f"{tmp_path}/net.py:Viewing", "--preset", "smoke"]
+    assert main(["train", "nt", *chosen, "--results", str(tmp_path / "results")]) == 2
+    assert "fails on images (1, 8, 8): view size is not compatible" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

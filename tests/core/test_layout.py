@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustbench_defenses.core.layout import any_layout
+from robustbench_defenses.core.layout import any_layout, suits_channels_last
 
 LAST = torch.channels_last
 
@@ -61,3 +61,49 @@ def test_gradients_come_back_in_the_layout_of_the_features(flatten: nn.Module) -
 def test_inactive_it_changes_nothing() -> None:
     with any_layout(False), pytest.raises(RuntimeError, match="view size"):
         features().view(3, -1)
+
+
+class Convolved(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 3), nn.Linear(36, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.last(self.flat(self.first(images)))
+
+    def flat(self, values: Tensor) -> Tensor:
+        return values.view(len(values), -1)
+
+
+class Writing(Convolved):
+    """What it writes through the view is lost where the view is a copy."""
+
+    def flat(self, values: Tensor) -> Tensor:
+        values.view(len(values), -1).mul_(torch.linspace(-1, 1, 36))
+        return values.flatten(1)
+
+
+class Noisy(Convolved):
+    def flat(self, values: Tensor) -> Tensor:
+        return (values + torch.randn_like(values)).flatten(1)
+
+
+@pytest.mark.parametrize(("kind", "suits"), [(Convolved, True), (Writing, False), (Noisy, False)])
+def test_networks_that_compute_the_same_in_channels_last(
+    kind: type[Convolved], suits: bool
+) -> None:
+    images = torch.rand(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    network = kind()
+    state = torch.default_generator.get_state()
+    assert suits_channels_last(network, images) == suits
+    assert torch.equal(torch.default_generator.get_state(), state)
+
+
+def test_a_network_that_fails_in_channels_last() -> None:
+    def failing(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        if given[0].is_contiguous(memory_format=LAST):
+            raise ValueError("not mine")
+
+    network = Convolved()
+    network.first.register_forward_pre_hook(failing)
+    assert not suits_channels_last(network, torch.rand(2, 3, 5, 5))

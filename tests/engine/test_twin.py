@@ -259,10 +259,10 @@ def test_images_that_are_no_images_are_passed_on() -> None:
 def test_weights_are_cast_once() -> None:
     twin = search_twin(View("v", network()), images(), "bf16")
     assert isinstance(twin.coarse, nn.Sequential)
-    assert isinstance(twin.coarse[0], ExactFirst)
+    assert isinstance(twin.coarse[0].forward, ExactFirst)
     assert twin.coarse[3].weight.dtype == torch.bfloat16
     assert twin.coarse[3].bias.dtype == torch.bfloat16
-    assert isinstance(twin.coarse[6], InFloat32)
+    assert isinstance(twin.coarse[6].forward, InFloat32)
     assert twin.coarse[6].weight.dtype == torch.float32
     assert twin.coarse[1].weight.dtype == torch.float32  # statistics stay exact
     assert all(weight.dtype == torch.float32 for weight in twin.fine.parameters())
@@ -286,6 +286,71 @@ def test_subclasses_of_layers_keep_their_weights() -> None:
     twin = search_twin(View("v", net), images(), "bf16")
     assert twin.autocast
     assert twin.coarse[2].weight.dtype == torch.float32  # type: ignore[index]
+
+
+# A copy that is another function, or fails in its backward pass, is no twin.
+
+
+class Standardising(nn.Module):
+    """Writes through a view: lost where the view is a copy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.clone()
+        x.view(len(x), -1).sub_(torch.linspace(-1, 1, 432)).div_(0.25)
+        return self.net(x)
+
+
+class _Strict(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, values: Tensor) -> Tensor:
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: object, *grads: Tensor) -> Tensor:
+        return grads[0].view(-1).view(grads[0].shape)
+
+
+class StrictBackwards(nn.Module):
+    """A backward pass of its own that wants gradients in the default layout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for index, layer in enumerate(self.net):
+            x = layer(x)
+            if index == 3:
+                x = _Strict.apply(x)  # type: ignore[no-untyped-call]
+        return x
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("kind", [Standardising, StrictBackwards])
+def test_a_twin_computes_what_the_network_does(kind: type[nn.Module], precision: str) -> None:
+    net, x = kind().eval(), images(8, (3, 12, 12))
+    twin = search_twin(View("v", net), x, precision)
+    weight = torch.randn(8, 10, generator=torch.Generator().manual_seed(1))
+    assert relative(twin(x, fine=True), net(x)) < 1e-5
+    assert (
+        relative(gradient(lambda x: twin(x, fine=True), x, weight), gradient(net, x, weight)) < 1e-4
+    )
+    assert relative(twin(x), net(x)) < 0.05
+    assert relative(gradient(twin, x, weight), gradient(net, x, weight)) < 0.2
+
+
+def test_what_is_no_tensor_is_left_to_the_caller() -> None:
+    class Named(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"logits": x.flatten(1)}
+
+    net = Named()
+    twin = search_twin(View("v", net), images(), "bf16")  # type: ignore[arg-type]
+    assert twin.coarse is net
 
 
 # Margins.

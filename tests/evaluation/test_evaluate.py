@@ -190,6 +190,15 @@ def test_the_key_stays_when_the_numbers_do(changes: dict[str, Any], results: Pat
         torch.set_num_threads(before)
 
 
+def test_the_key_knows_how_the_engine_searches(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {precision: key(results, precision=precision) for precision in ("auto", "fp32")}
+    monkeypatch.setattr(answering, "SEARCH_VERSION", answering.SEARCH_VERSION + 1)
+    assert key(results, precision="auto") != before["auto"]
+    assert key(results, precision="fp32") == before["fp32"]
+
+
 def test_the_key_knows_weights_and_data(results: Path, tmp_path: Path) -> None:
     import safetensors
     import safetensors.torch
