@@ -185,15 +185,21 @@ def _show(made: Images, written: list[Path], as_json: bool, quiet: bool) -> None
     budget = "" if made.eps is None else f" at eps {made.eps:g}"
     out.print(f"{made.attack}{budget} on {made.subject}, {total} images of {made.dataset}")
     after = round(made.accuracy * total)
-    out.print(f"  right before {clean} of {total}, after {after} of {total}")
-    if counted != total - after:  # out of reach, or into another class than the target
-        what = "wrong before or in the target class" if made.target is not None else "broken"
-        out.print(f"  {what}{'' if made.eps is None else ' within eps'} {counted} of {total}")
+    if made.target is None:
+        # What is misclassified beyond eps only does not count.
+        out.print(f"  right before {clean} of {total}, after {total - counted} of {total}")
+        beyond = total - after - counted
+        if beyond > 0:
+            out.print(f"  {beyond} more found beyond eps only: in the images, not broken")
+    else:
+        out.print(f"  right before {clean} of {total}, after {after} of {total}")
+        within = "" if made.eps is None else " within eps"
+        out.print(f"  wrong before or in the target class{within} {counted} of {total}")
     said = ", ".join(
         f"{name} {mean:.3g}" for key, name in NORM_NAMES.items() if (mean := _mean(made, key))
     )
     if said:
-        of = " of those it broke" if made.nearest else ""
+        of = " of those it broke" if _searched(made) else ""
         out.print(f"  mean distance{of} {said}")
     if not quiet:
         for path in written:
@@ -201,8 +207,15 @@ def _show(made: Images, written: list[Path], as_json: bool, quiet: bool) -> None
 
 
 def _mean(made: Images, norm: str) -> float | None:
-    """Mean distance, of a minimum-norm attack over the images that it broke; None of nothing."""
+    """Mean distance, of a search for the nearest over those that it broke; None of nothing."""
     lengths = made.distances[norm]
-    if made.nearest:
+    if _searched(made):
         lengths = lengths[made.broken & (made.before == made.labels)]
     return float(lengths.mean()) if len(lengths) else None
+
+
+def _searched(made: Images) -> bool:
+    """Images may lie beyond eps: those of minimum-norm attacks and of ensembles that have some."""
+    if made.eps is None or made.nearest:
+        return made.nearest
+    return bool((made.distances[made.norm] > 1.001 * made.eps).any())

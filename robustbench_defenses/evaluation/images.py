@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..core import rng
 from ..core.device import machine
 from ..core.errors import UserError
-from ..core.norms import check_eps, distance
+from ..core.norms import check_eps, distance, per_row
 from ..core.progress import Progress, Silent
 from ..core.view import Logits, View
 from ..engine.caller import Cost
@@ -349,16 +349,22 @@ def attack_images(
             report=progress.update,
         )
     progress.finish(f"{int(made.broken.sum())} of {len(chosen)} misclassified")
+    adversarial, after = made.images, made.prediction
+    if wanted is None:
+        # An image that was misclassified as it is, and is not any more, stays as it is.
+        mended = (before != chosen.labels) & (after == chosen.labels)
+        adversarial = torch.where(per_row(mended, adversarial), chosen.images, adversarial)
+        after = torch.where(mended, before, after)
     return Images(
         clean=chosen.images,
-        adversarial=made.images,
+        adversarial=adversarial,
         labels=chosen.labels,
         before=before,
-        after=made.prediction,
+        after=after,
         index=chosen.index,
         broken=made.broken | (before != chosen.labels),
         distances={
-            name: distance(made.images, chosen.images, name) for name in ("linf", "l2", "l1", "l0")
+            name: distance(adversarial, chosen.images, name) for name in ("linf", "l2", "l1", "l0")
         },
         nearest=question.minimum,
         eps=eps,

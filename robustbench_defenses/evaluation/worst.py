@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -34,6 +35,10 @@ def worst_result(stored: Sequence[StoredResult]) -> Result:
             )
     records = [entry.record() for entry in stored]
     record = metrics.worst_case(records)
+    # A table says at which eps of the grid an example falls; beside it stands how near it was.
+    nearest = metrics.worst_case(
+        [replace(each, eps=None, broken=None, broken_draws=None) for each in records]
+    )
     clean = metrics.clean_accuracy(record)
     curve = metrics.curve(record, _grid(results))
     unbounded = [r.unbounded_accuracy for r in results if r.unbounded_accuracy is not None]
@@ -52,8 +57,8 @@ def worst_result(stored: Sequence[StoredResult]) -> Result:
             "clean_high": clean.high,
             "curve": curve,
             "auc": metrics.curve_auc(curve, clean.value),
-            "unbounded_accuracy": metrics.unbounded_accuracy(record) if unbounded else None,
-            "distances": metrics.distance_summary(record),
+            "unbounded_accuracy": metrics.unbounded_accuracy(nearest) if unbounded else None,
+            "distances": metrics.distance_summary(nearest),
             "cost": _total([r.cost for r in results]),
             "diagnostics": _union(results),
             "members": [

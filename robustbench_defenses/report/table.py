@@ -47,6 +47,7 @@ def results_table(stored: Sequence[StoredResult], width: int = WIDTH) -> Rendera
     in percent; `!` marks a number that a diagnostic speaks against.
     """
     from rich.console import Group
+    from rich.text import Text
 
     parts: list[RenderableType] = []
     for panel in panels(stored):
@@ -54,7 +55,10 @@ def results_table(stored: Sequence[StoredResult], width: int = WIDTH) -> Rendera
             parts.append("")
         answer = len(panel.subjects) == 1 and all(_budgets(line) <= 1 for line in panel.lines)
         columns = answer_columns(panel) if answer else comparison_columns(panel, width)
-        parts += [_render(_fitting(columns, width)), *_feet(panel, answer)]
+        columns = _fitting(columns, width)
+        parts += [_render(columns), *_feet(panel, answer)]
+        if not answer and (without := _left_out(panel, columns)):
+            parts.append(Text(f" {without}", style="dim"))
     return Group(*parts)
 
 
@@ -281,6 +285,14 @@ def _thinned(points: list[Column], others: list[Column], width: int) -> list[Col
     return []
 
 
+def _left_out(panel: Panel, shown: list[Column]) -> str | None:
+    """Which points of the curve found no room."""
+    there = {column.head.removeprefix("eps ") for column in shown}
+    points = [column.head for column in _point_columns(panel, False)]
+    missing = [head for head in points if head not in there]
+    return f"no room for eps {', '.join(missing)} (--format html has them)" if missing else None
+
+
 def _with_head(column: Column, head: str) -> Column:
     return replace(column, head=head)
 
@@ -356,7 +368,18 @@ def remarks(panel: Panel) -> list[str]:
     for remark, names in concerned.items():
         library, colon, otherwise = remark.partition(": ")
         lines.append(f"{library}, {', '.join(names)}{colon}{otherwise}")
-    return lines
+    return lines + _substitutes(panel)
+
+
+def _substitutes(panel: Panel) -> list[str]:
+    """One line where a subject has too few classes for a loss, which then is another one."""
+    said = {
+        diagnostic.sentence: None
+        for line in panel.lines
+        for diagnostic in line.result.diagnostics
+        if diagnostic.id == "D28" and diagnostic.fired
+    }
+    return list(said)
 
 
 def footnotes(panel: Panel) -> list[str]:

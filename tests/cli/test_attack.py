@@ -258,6 +258,29 @@ def test_an_ensemble_returns_what_its_members_found(make: Make, results: Path) -
     assert result.curve[0].robust_accuracy == made["said"]["accuracy_of_images"]
 
 
+def test_images_beyond_the_budget_do_not_count_as_broken(
+    make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ["--set", "steps=5", "--set", "n_queries=20", "--eps", "0.02"]
+    made = make("--attack", "autoattack", *few)
+    broken, wrong = made["broken"], made["prediction_after"] != made["label"]
+    assert (wrong & ~broken).any()
+    assert main(["attack", *SMALL, "--attack", "autoattack", *few]) == 0
+    said = capsys.readouterr().out
+    assert f"after {30 - broken.sum()} of 30" in said
+    assert f"{(wrong & ~broken).sum()} more found beyond eps only" in said
+    right = broken & (made["prediction_before"] == made["label"])
+    assert f"of those it broke Linf {made['distance_linf'][right].mean():.3g}" in said
+
+
+def test_images_that_were_wrong_stay_wrong(make: Make) -> None:
+    made = make("--attack", "feature_match", "-n", "200", "--set", "finish=0", "--set", "steps=5")
+    before, after = (made[f"prediction_{when}"] != made["label"] for when in ("before", "after"))
+    assert before.any()
+    assert after[before].all()
+    assert after[made["broken"]].all()
+
+
 def test_best_loss_is_no_question_for_a_search(
     results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from robustbench_defenses.core.errors import UserError
@@ -136,6 +138,31 @@ def test_worst_result_is_an_ensemble_of_what_is_stored(tmp_path: Path) -> None:
     assert worst.members[0].robust_accuracy == [p.robust_accuracy for p in first.result.curve]
     assert worst.cost.seconds == pytest.approx(2 * 3.04)
     assert [d.id for d in worst.flagged] == ["D6"]
+
+
+def test_the_nearest_distances_stand_beside_tables(tmp_path: Path) -> None:
+    """A clipped sweep has a table for its curve, and the distances that were found."""
+    clipped = [
+        dataclasses.replace(builders.table(seed=seed), distance=builders.record(seed=seed).distance)
+        for seed in (0, 0)
+    ]
+    farther = np.where(np.arange(360) % 2, 1.0, 3.0)
+    clipped[1] = dataclasses.replace(clipped[1], distance=clipped[1].distance * farther)
+    kept = [
+        builders.stored(tmp_path, rows, attack=name, sweep="clipped", unbounded_accuracy=0.0)
+        for rows, name in zip(clipped, ("ddn", "fmn"))
+    ]
+    worst = worst_result(kept)
+    found = clipped[0].distance[clipped[0].clean_right]
+    assert worst.distances is not None
+    assert worst.distances.median == pytest.approx(float(np.median(found)))
+    assert worst.distances.median <= min(
+        entry.result.distances.median for entry in kept if entry.result.distances is not None
+    )
+    assert worst.unbounded_accuracy == 0
+    assert [p.robust_accuracy for p in worst.curve] == [
+        p.robust_accuracy for p in kept[0].result.curve
+    ]
 
 
 def test_an_attack_at_one_eps_keeps_the_curve_of_the_other(tmp_path: Path) -> None:

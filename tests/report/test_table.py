@@ -108,6 +108,25 @@ def test_more_room_shows_more_points_and_always_the_largest(tmp_path: Path) -> N
     assert shown[0] < shown[1] < shown[2] < 25
 
 
+def test_points_without_room_are_named(tmp_path: Path) -> None:
+    stored = builders.stored(tmp_path, grid=[0.1, 0.2, 0.3, 0.4])
+    narrow, wide = table.as_text([stored], 45), table.as_text([stored], 120)
+    assert "no room" not in wide
+    shown = set(re.findall(r"0\.[1-4]", narrow.splitlines()[0]))
+    named = set(re.findall(r"0\.[1-4]", narrow.split("no room for eps")[1].split("(")[0]))
+    assert named
+    assert shown | named == {"0.1", "0.2", "0.3", "0.4"}
+    assert not shown & named
+
+
+def test_a_substitute_of_a_loss_is_told(tmp_path: Path) -> None:
+    sentence = "DLR needs 4 classes, the subject has 3: its substitute was used"
+    fewer = builders.diagnostic(id="D28", severity="info", sentence=sentence)
+    shown = table.as_text([builders.stored(tmp_path, diagnostics=[fewer])])
+    assert f" {sentence}" in shown
+    assert "!" not in shown
+
+
 def test_one_budget_gets_the_answer_form(tmp_path: Path) -> None:
     members = [
         Member(name="apgd_ce", robust_accuracy=[0.893], seconds=3.1),

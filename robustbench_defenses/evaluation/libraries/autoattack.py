@@ -25,7 +25,7 @@ def _enough_classes(classes: int, targets: bool) -> None:
         form = "targeted " if targets else ""
         raise UserError(
             f"pyautoattack's {form}DLR loss needs {needed} classes or more, not {classes}",
-            hint="--backend native takes the plain margin where there are fewer",
+            hint="--backend native has a substitute where there are fewer (rrd info autoattack)",
         )
 
 
