@@ -125,7 +125,7 @@ STRENGTH = {
     (2, "steps that bf16 cannot see"): [
         "test_tiny_distances_on_bright_colours_survive_bf16",
         "test_tiny_budgets_survive_bf16",
-        "engine/test_twin.py::test_steps_that_bf16_rounds_away_are_seen",
+        "engine/test_twin_layers.py::test_steps_that_bf16_rounds_away_are_seen",
     ],
     (3, "Square in bf16 alone"): [
         "test_square_sees_small_improvements_in_bf16",
