@@ -53,14 +53,14 @@ def suits_channels_last(network: nn.Module, images: Tensor) -> bool:
     """The network (in the default layout; afterwards in channels-last) computes the same inside
     `any_layout`, forward and backward, from `images` (N, C, H, W) in channels-last.
 
-    False too for one that fails there, or that answers at random.
+    False too for one that fails on the way, or that answers at random.
     """
-    expected = _answer(network, images)
     try:
+        expected = _answer(network, images)
         with any_layout():
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             found = _answer(network, images.contiguous(memory_format=torch.channels_last))
-    except Exception:  # whatever it was, in the default layout it did not come
+    except Exception:  # a foreign module may fail in any way it likes
         return False
     return all(
         bool((one - other).norm() <= 0.01 * other.norm() + 1e-6)
@@ -72,7 +72,7 @@ def _answer(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """Logits and the gradient of a random sum of them by the images."""
     with seeded(0, images.device):
         images = images.clone().requires_grad_()
-        logits = network(images)
+        logits = network(images.clone())  # a leaf could not be written to
         weight = torch.randn(logits.shape).to(logits)
         gradient = None
         if logits.requires_grad:

@@ -88,7 +88,24 @@ class Noisy(Convolved):
         return (values + torch.randn_like(values)).flatten(1)
 
 
-@pytest.mark.parametrize(("kind", "suits"), [(Convolved, True), (Writing, False), (Noisy, False)])
+class Centring(Convolved):
+    """Writes on the images that it is given."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.sub_(0.5))
+
+
+class Unyielding(Convolved):
+    """No gradient reaches its images: the backward pass fails in every layout."""
+
+    def flat(self, values: Tensor) -> Tensor:
+        return values.register_hook(lambda grad: grad[:, :1]) and values.flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "suits"),
+    [(Convolved, True), (Centring, True), (Writing, False), (Noisy, False), (Unyielding, False)],
+)
 def test_networks_that_compute_the_same_in_channels_last(
     kind: type[Convolved], suits: bool
 ) -> None:
