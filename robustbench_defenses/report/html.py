@@ -14,6 +14,7 @@ from urllib.parse import quote
 from ..evaluation.schema import CurvePoint, Member, Result
 from ..evaluation.store import StoredResult
 from . import curve, table, text
+from .feet import feet
 from .panels import Line, Panel, panels
 from .seeds import Seeds, over_seeds
 
@@ -90,7 +91,7 @@ def _section(panel: Panel, number: int, folder: Path | None) -> dict[str, Any]:
         "svg": picture and themed(picture, f"p{number}"),
         "figcaption": f"Accuracy over eps, {curve.attacks_of(panel)}. {bands}; the number after a "
         "name is the area under its curve.",
-        "caption": table.feet(panel)[0],
+        "caption": feet(panel)[0],
         "heads": [heads[at] for at in kept],
         "names": 1 if single else 2,
         "rows": rows,
