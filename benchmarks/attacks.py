@@ -37,6 +37,7 @@ from studies import carlini_wagner, scaling, strength, transfer
 from subjects import Subject, subject
 from tasks import TASKS
 
+from robustbench_defenses.core.allocator import keep_freed_memory
 from robustbench_defenses.core.device import machine
 from robustbench_defenses.core.norms import parse_eps
 from robustbench_defenses.training.environment import git_commit, versions
@@ -48,6 +49,7 @@ def main() -> None:
     """Parse, run, print, write JSON."""
     warnings.simplefilter("ignore", DeprecationWarning)
     args = _arguments()
+    kept = keep_freed_memory()  # as `rrd` does; the peers have it, too
     here = machine("cpu", args.precision, args.threads)
     most = args.n if args.slow_n is None else max(args.n, args.slow_n)
     attacked = subject(
@@ -76,6 +78,7 @@ def main() -> None:
             (attacked.predictions(attacked.images) == attacked.labels).double().mean()
         ),
         "threads": here.threads,
+        "keeps_freed_memory": kept,
         "precision": here.precision,
         "machine": machine_facts(),
         "versions": {**versions(), **{peer.name: peer.version for peer in present}},

@@ -36,6 +36,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from robustbench_defenses.core.allocator import keep_freed_memory
 from robustbench_defenses.core.device import machine
 from robustbench_defenses.data.source import describe, load, to_float
 from robustbench_defenses.defenses.aicr_losses import (
@@ -304,6 +305,7 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    kept = keep_freed_memory()  # as `rrd` does, for both loops
     if args.threads:
         torch.set_num_threads(args.threads)
     named = {"precision": args.precision, "threads": args.threads}
@@ -311,6 +313,7 @@ def main() -> None:
     document: dict[str, Any] = {
         "command": shlex.join(["python", "benchmarks/training.py", *words]),
         "threads": torch.get_num_threads(),
+        "keeps_freed_memory": kept,
         "machine": machine_facts(),
         "versions": versions(),
         "commit": git_commit(),

@@ -18,6 +18,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from .. import __version__
+from ..core.allocator import keep_freed_memory
 from ..core.errors import Interrupted, Notice, UserError, did_you_mean
 from ..core.threads import yield_on_a_busy_machine
 from .frame import CONTEXT, RootGroup, heads, option_names
@@ -35,6 +36,7 @@ COMPLETION = "_RRD_COMPLETE"
 def run() -> NoReturn:
     """The process `rrd`."""
     yield_on_a_busy_machine()
+    keep_freed_memory()
     sys.exit(main())
 
 

@@ -25,7 +25,7 @@ from .donors import nearest_donors
 from .guides import Pool, gallery_of, plain_rows
 from .losses import misclassified, rivals
 from .memory import in_parts
-from .protocol import Answer, Attack, Features, Query, Rows
+from .protocol import Answer, Attack, Features, Query, Rows, taps_of
 from .rows import take
 from .search import runs_of
 
@@ -120,7 +120,7 @@ class _Asked:
 
 def _furnish(rows: Rows, attack: Attack, asked: _Asked, pool: Pool | None) -> None:
     """Give the rows what the attack wants to know of their clean images and of others."""
-    taps = getattr(attack, "taps", None)
+    taps = taps_of(attack)
     ranks, starts = getattr(attack, "ranks_classes", False), getattr(attack, "donors", False)
     if not ranks and not starts and taps is None:
         return

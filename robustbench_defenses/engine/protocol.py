@@ -159,3 +159,9 @@ class Attack(Protocol):
 #   claims(logits, rows) -> (B,) bool    minimum norm: asked points to claim, not all misclassified
 #   settle(state, rows, refused) -> state    minimum norm: rows whose best claim was refused; they
 #                                            go on where they are no longer finished
+
+
+def taps_of(attack: Any) -> tuple[str, ...] | None:
+    """The taps that an attack compares images at, None for one that asks for no features."""
+    found: tuple[str, ...] | None = getattr(attack, "taps", None)
+    return found

@@ -29,7 +29,7 @@ from .outcome import Found as Found
 from .outcome import Outcome as Outcome
 from .outcome import Trace as Trace
 from .outcome import empty_trace as empty_trace
-from .protocol import Answer, Attack, Rows
+from .protocol import Answer, Attack, Rows, taps_of
 from .rows import join, take
 from .twin import Twin, smallest_margin
 from .verdict import Judge, clean_shares
@@ -134,7 +134,7 @@ class Search:
         self._out.broken_draws = clean_shares(self._judge, draws, block.labels, len(block.grid))
         self._features: Tensor | None = None
         self._gallery: Gallery | None = None
-        taps = getattr(self.attack, "taps", None)
+        taps = taps_of(self.attack)
         if taps is not None and bool(correct.any()):
             chosen = correct.nonzero()[:, 0]
             found = look(self._caller, taps, block.images, chosen, block.pool)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,21 +20,27 @@ from torch import Tensor, nn
 from ..core.draws import Randomness, seeded
 from ..core.layout import any_layout
 from ..core.view import Logits, View, read
+from .folding import fold
+from .layers import Bf16Conv, ExactFirst, InFloat32, is_plain
 from .memory import out_of_memory
 
 # Raised when the numbers of a bf16 search move for reasons that lie here.
-VERSION = 2
+VERSION = 3
 
 # A bf16 copy whose logits differ more than this (share of the logit range, median over a batch)
 # from float32 is not used: the network does something that bf16 cannot follow.
 LARGEST_DEVIATION = 0.05
+# Images that copies are compared on.
+PROBE = 32
 
 
 @dataclass(frozen=True)
 class Twin:
     """`coarse` answers most rows; `fine` is the same network in float32 for rows that need it.
 
-    `layout`: of the images that they are given; `relaxed`: inside `any_layout`.
+    `autocast`: `coarse` computes in bf16; `folded`: its batch normalizations are folded away, so
+    its parts do not give what the network's do, and `fine` is asked for features; `layout`: of the
+    images that they are given; `relaxed`: inside `any_layout`.
     """
 
     coarse: Logits
@@ -43,6 +49,7 @@ class Twin:
     randomness: Randomness | None = None
     layout: torch.memory_format = torch.contiguous_format
     relaxed: bool = False
+    folded: bool = False
 
     def __call__(self, images: Tensor, fine: bool = False) -> Tensor:
         """Logits (B, K) float32 (float64 for float64 images) of images (B, C, H, W)."""
@@ -55,13 +62,16 @@ class Twin:
         random subject."""
         if images.dim() == 4:
             images = images.contiguous(memory_format=self.layout)
-        with any_layout(self.relaxed):
-            if fine or not self.autocast:
-                logits, features = read(self.fine, images, taps)
-            else:
-                with torch.autocast(images.device.type, dtype=torch.bfloat16):
-                    logits, features = read(self.coarse, images, taps)
+        exact = fine or (self.folded and taps is not None)
+        with any_layout(self.relaxed), _bf16(self.autocast and not exact, images.device):
+            logits, features = read(self.fine if exact else self.coarse, images, taps)
         return _widened(logits), tuple(_widened(one) for one in features)
+
+
+def _bf16(active: bool, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    if not active:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def _widened(values: Tensor) -> Tensor:
@@ -70,108 +80,21 @@ def _widened(values: Tensor) -> Tensor:
     return values.float()
 
 
-class _ExactConv(torch.autograd.Function):
-    """A convolution whose forward sees its input and weight to about 16 bits, in bf16 products.
+def _copied(module: nn.Module) -> nn.Module:
+    """A copy whose parameters are its own objects, but show the memory of the module's.
 
-    Input and weight are split into a high and a low bf16 part; the three products that matter are
-    one convolution over three times the channels, summed in float32 by the hardware. Images have
-    few channels, so this costs a fraction of a float32 convolution.
+    Replacing their `data`, as a move to another layout or type does, leaves the module's alone.
     """
-
-    @staticmethod
-    def forward(ctx: Any, images: Tensor, layer: ExactFirst) -> Tensor:
-        ctx.layer, ctx.shape = layer, images.shape
-        high = images.to(torch.bfloat16)
-        low = (images - high).to(torch.bfloat16)
-        split = torch.cat([high, low, high], 1).contiguous(memory_format=layer.layout)
-        return F.conv2d(split, layer.split, layer.bias, layer.stride, layer.padding, layer.dilation)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        layer: ExactFirst = ctx.layer
-        return layer.input_gradient(grads[0].to(torch.bfloat16), ctx.shape), None
-
-
-class ExactFirst:
-    """The forward of the first convolution of a bf16 twin: it resolves steps far below 1/256."""
-
-    # Up to so many columns (input channels x kernel size) the input gradient is one matrix product
-    # and that many shifted sums; measured 3.4 times faster than the library's at 25.
-    MOST_COLUMNS = 80
-
-    def __init__(self, conv: nn.Conv2d, layout: torch.memory_format) -> None:
-        self.layout = layout
-        self.stride, self.dilation = conv.stride, conv.dilation
-        self.padding = [int(size) for size in conv.padding]
-        weight = conv.weight.detach()
-        self.high = weight.to(torch.bfloat16)
-        low = (weight - self.high).to(torch.bfloat16)
-        split = torch.cat([self.high, self.high, low], 1)
-        self.split = split.contiguous(memory_format=layout)
-        self.bias = None if conv.bias is None else conv.bias.detach().to(torch.bfloat16)
-        # (C_in k k, C_out): from one output pixel to the input pixels under the kernel.
-        self.columns = self.high.flatten(1).t().contiguous()
-
-    @staticmethod
-    def fits(layer: nn.Module) -> bool:
-        """True for a plain convolution without groups and with zero padding."""
-        return (
-            type(layer) is nn.Conv2d
-            and layer.groups == 1
-            and layer.padding_mode == "zeros"
-            and not isinstance(layer.padding, str)
-        )
-
-    def __call__(self, images: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, enabled=False):
-            result: Tensor = _ExactConv.apply(images.float(), self)  # type: ignore[no-untyped-call]
-        return result
-
-    def input_gradient(self, grad: Tensor, shape: torch.Size) -> Tensor:
-        """Gradient (B, C, H, W) float32 from the one of the output (B, C_out, H', W') in bf16."""
-        if len(self.columns) > self.MOST_COLUMNS:
-            like = grad.new_empty(shape)
-            result: Tensor = torch.ops.aten.convolution_backward(
-                grad, like, self.high, None, self.stride, self.padding, self.dilation, False,
-                [0, 0], 1, [True, False, False],
-            )[0]  # fmt: skip
-            return result.float()
-        count, channels, height, width = shape
-        rows, cols = grad.shape[2:]
-        pixels = grad.permute(0, 2, 3, 1).reshape(count, rows * cols, -1).transpose(1, 2)
-        parts = torch.matmul(self.columns, pixels)  # (B, C k k, H' W')
-        kernel = self.high.shape[2:]
-        parts = parts.view(count, channels, *kernel, rows, cols)
-        padding = self.padding
-        wide = torch.zeros(
-            (count, channels, height + 2 * padding[0], width + 2 * padding[1]), device=grad.device
-        )
-        (s0, s1), (d0, d1) = self.stride, self.dilation
-        for i in range(kernel[0]):
-            for j in range(kernel[1]):
-                top, left = i * d0, j * d1
-                wide[
-                    :,
-                    :,
-                    top : top + s0 * (rows - 1) + 1 : s0,
-                    left : left + s1 * (cols - 1) + 1 : s1,
-                ] += parts[:, :, i, j]
-        return wide[:, :, padding[0] : padding[0] + height, padding[1] : padding[1] + width]
-
-
-class InFloat32:
-    """The forward of a layer of a bf16 twin that is computed in float32 both ways."""
-
-    def __init__(self, forward: Callable[..., Any]) -> None:
-        self.forward = forward
-
-    def __call__(self, values: Tensor, *more: Any, **named: Any) -> Any:
-        with torch.autocast(values.device.type, enabled=False):
-            return self.forward(values.float(), *more, **named)
+    shown: dict[int, Any] = {
+        id(one): nn.Parameter(one.detach(), requires_grad=False)
+        for one in module.parameters()
+        if type(one) is nn.Parameter
+    }
+    return copy.deepcopy(module, shown)
 
 
 def _frozen_copy(module: nn.Module, layout: torch.memory_format = torch.channels_last) -> nn.Module:
-    twin = copy.deepcopy(module).eval().requires_grad_(False)
+    twin = _copied(module).eval().requires_grad_(False)
     for weight in twin.parameters():
         if weight.dim() == 4:
             # `contiguous` would leave weights of one channel as they are, which lie alike in both
@@ -207,7 +130,7 @@ def _bf16_copy(
     The layers stay where they are, under all their names and with their hooks; only what they
     compute changes.
     """
-    twin = copy.deepcopy(fine)
+    twin = _copied(fine)
     order = _order_of_layers(twin, images)
     for layer in twin.modules():
         if not isinstance(layer, nn.Conv2d | nn.Linear):
@@ -218,13 +141,17 @@ def _bf16_copy(
             layer.forward = ExactFirst(layer, layout)  # type: ignore[method-assign, assignment]
         elif first or last:
             layer.forward = InFloat32(layer.forward)  # type: ignore[method-assign, assignment]
+        elif is_plain(layer):
+            assert isinstance(layer, nn.Conv2d)
+            layer.forward = Bf16Conv(layer)  # type: ignore[method-assign, assignment]
         elif type(layer) in (nn.Conv2d, nn.Linear):
             layer.to(torch.bfloat16)  # a subclass may use its weight in ways of its own
     return twin.eval()
 
 
-def search_twin(view: View, images: Tensor, precision: str) -> Twin:
-    """The twin of `view` for images like `images` (N, C, H, W); `precision` as resolved.
+def search_twin(view: View, images: Tensor, precision: str, features: bool = False) -> Twin:
+    """The twin of `view` for images like `images` (N, C, H, W); `precision` as resolved;
+    `features`: those of its parts will be asked, too.
 
     A subject that is no module, cannot be copied, or does not survive bf16 is searched in float32.
     """
@@ -233,8 +160,8 @@ def search_twin(view: View, images: Tensor, precision: str) -> Twin:
     if module is None:
         return as_it_is
     try:
-        same = copy.deepcopy(module).eval()
-        deployed, _ = _asked(replace(as_it_is, coarse=same, fine=same), images[:64])
+        same = _copied(module).eval()
+        deployed, _ = _asked(replace(as_it_is, coarse=same, fine=same), images[:PROBE])
         del same
     except Exception:  # a foreign module may refuse to be copied or moved in any way it likes
         return as_it_is
@@ -242,7 +169,7 @@ def search_twin(view: View, images: Tensor, precision: str) -> Twin:
         try:
             fine = _frozen_copy(module, layout)
             plain = Twin(fine, fine, False, randomness, layout, relaxed)
-            exact, few = _asked(plain, images[:64])
+            exact, few = _asked(plain, images[:PROBE])
             # Random draws lie otherwise in another layout.
             if randomness is None and not _same(exact, deployed):
                 continue
@@ -254,10 +181,11 @@ def search_twin(view: View, images: Tensor, precision: str) -> Twin:
         return as_it_is
     if precision != "bf16" or images.dtype != torch.float32 or images.dim() != 4:
         return plain
+    folded = None if features else _folded(plain, few, exact)
     try:
         with _repeatable(randomness, few), any_layout(relaxed):
-            copied = _bf16_copy(fine, few, layout)
-        twin = replace(plain, coarse=copied, autocast=True)
+            copied = _bf16_copy(folded or fine, few, layout)
+        twin = replace(plain, coarse=copied, autocast=True, folded=folded is not None)
         coarse, few = _asked(twin, few)
         _differentiate(twin, few)
     except Exception:  # the same: whatever a foreign module does under autocast, float32 remains
@@ -266,6 +194,21 @@ def search_twin(view: View, images: Tensor, precision: str) -> Twin:
     spread = (exact.amax(1) - exact.amin(1)).clamp_min(1e-12)
     deviation = ((coarse - exact).abs().amax(1) / spread).median()
     return twin if bool(deviation <= LARGEST_DEVIATION) else plain
+
+
+def _folded(plain: Twin, images: Tensor, exact: Tensor) -> nn.Module | None:
+    """The network of `plain` with its batch normalizations folded away, if any can be: it has to
+    answer `images` as before, `exact` (N, K)."""
+    assert isinstance(plain.fine, nn.Module)
+    try:
+        network = _copied(plain.fine)
+        given = images[:1].contiguous(memory_format=plain.layout)
+        with _repeatable(plain.randomness, images), any_layout(plain.relaxed):
+            count = fold(network, given)
+        found, _ = _asked(replace(plain, coarse=network, fine=network), images)
+    except Exception:  # a foreign module may rely on its layers in any way it likes
+        return None
+    return network if count and _same(found, exact, 1e-3) else None
 
 
 def _layouts(images: Tensor) -> Iterator[tuple[torch.memory_format, bool]]:
@@ -277,8 +220,9 @@ def _layouts(images: Tensor) -> Iterator[tuple[torch.memory_format, bool]]:
     yield torch.contiguous_format, False
 
 
-def _same(found: Tensor, expected: Tensor) -> bool:
-    """Logits (M, K) and (N, K) of the first images differ by no more than float32 rounds, mostly.
+def _same(found: Tensor, expected: Tensor, tolerance: float = 0.01) -> bool:
+    """Logits (M, K) and (N, K) of the first images differ by no more than float32 rounds, mostly;
+    `tolerance`: as a share of their range.
 
     A copy in another layout may be another function: `x.view(len(x), -1).sub_(mean)` changes x only
     where `view` need not copy.
@@ -286,7 +230,7 @@ def _same(found: Tensor, expected: Tensor) -> bool:
     count = min(len(found), len(expected))
     found, expected = found[:count], expected[:count]
     spread = expected.amax(1) - expected.amin(1)
-    close = (found - expected).abs().amax(1) <= 0.01 * spread + 1e-5 * expected.abs().amax(1)
+    close = (found - expected).abs().amax(1) <= tolerance * spread + 1e-5 * expected.abs().amax(1)
     return bool(close.double().mean() > 0.5)
 
 

@@ -13,6 +13,7 @@ from ..core.errors import OutOfTime
 from ..engine.clipped import by_distance, clipped
 from ..engine.ensemble import search_for
 from ..engine.guides import Pool
+from ..engine.protocol import taps_of
 from ..engine.search import BATCH_SIZE, Block, Outcome
 from ..engine.snapshot import MismatchError, State
 from ..engine.transfer import Source, TransferSearch
@@ -40,7 +41,9 @@ def run_blocks(
     Over the time limit: `OutOfTime`, after a snapshot of the running block has been kept.
     """
     view = subject.view(settings.view)
-    twin = search_twin(view, examples.images, settings.machine.precision)
+    twin = search_twin(
+        view, examples.images, settings.machine.precision, taps_of(question.attack) is not None
+    )
     progress, total = settings.progress, len(examples)
     progress.start(f"{question.label} on {subject.name}", total)
     pieces: list[dict[str, Any]] = []
@@ -60,10 +63,11 @@ def run_blocks(
     return pieces
 
 
-def transfer_source(source: Subject, block: Block, precision: str) -> Source:
-    """The source of a transfer attack, ready for a block's images."""
+def transfer_source(source: Subject, block: Block, precision: str, features: bool) -> Source:
+    """The source of a transfer attack, ready for a block's images; `features`: of its parts will
+    be asked."""
     view = source.views[0]
-    twin = search_twin(view, block.images, precision)
+    twin = search_twin(view, block.images, precision, features)
     return Source(source.name, view.logits, twin, source.deployed)
 
 
@@ -146,7 +150,9 @@ def _search(
     }
     keep_points = question.sweep == "clipped"
     if settings.source is not None:
-        source = transfer_source(settings.source, block, settings.machine.precision)
+        source = transfer_source(
+            settings.source, block, settings.machine.precision, taps_of(question.attack) is not None
+        )
         common["batch_size"] = settings.batch_size or BATCH_SIZE
         return TransferSearch(attack=question.attack, source=source, **common)
     if question.call is not None:

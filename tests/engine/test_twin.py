@@ -10,13 +10,8 @@ from torch import Tensor, nn
 
 from robustbench_defenses.core.view import View
 from robustbench_defenses.engine import twin as twins
-from robustbench_defenses.engine.twin import (
-    ExactFirst,
-    InFloat32,
-    Twin,
-    search_twin,
-    smallest_margin,
-)
+from robustbench_defenses.engine.layers import ExactFirst, InFloat32
+from robustbench_defenses.engine.twin import Twin, search_twin, smallest_margin
 from tests.engine import builders
 from tests.engine.small import gradient, images, network, relative
 
@@ -166,15 +161,25 @@ def test_the_twin_is_frozen_and_in_evaluation_mode() -> None:
         assert not any(part._forward_pre_hooks for part in copy.modules())
 
 
-def test_changing_the_original_does_not_change_the_twin() -> None:
+def test_what_float32_copies_do_not_change_is_not_stored_again() -> None:
     net, x = network(), images()
+    kept = {name: (value, value.clone()) for name, value in net.named_parameters()}
+    for value in net.parameters():
+        value.grad = torch.ones_like(value)
     twin = search_twin(View("v", net), x, "bf16")
-    before = twin(x), twin(x, fine=True)
-    with torch.no_grad():
-        for weight in net.parameters():
-            weight.zero_()
-    assert torch.equal(twin(x), before[0])
-    assert torch.equal(twin(x, fine=True), before[1])
+    assert isinstance(twin.fine, nn.Module)
+    shown = dict(twin.fine.named_parameters())
+    assert shown["6.weight"].data_ptr() == net[6].weight.data_ptr()
+    assert shown["3.weight"].data_ptr() != net[3].weight.data_ptr()  # in another layout
+    for name, (parameter, before) in kept.items():
+        assert shown[name] is not parameter
+        assert not shown[name].requires_grad
+        assert dict(net.named_parameters())[name] is parameter
+        assert parameter.requires_grad
+        assert parameter.grad is not None
+        assert torch.equal(parameter, before)
+        assert parameter.is_contiguous()
+        assert parameter.dtype == torch.float32
 
 
 # How it is asked.
@@ -261,7 +266,7 @@ def test_weights_are_cast_once() -> None:
     assert isinstance(twin.coarse, nn.Sequential)
     assert isinstance(twin.coarse[0].forward, ExactFirst)
     assert twin.coarse[3].weight.dtype == torch.bfloat16
-    assert twin.coarse[3].bias.dtype == torch.bfloat16
+    assert twin.coarse[3].bias.dtype == torch.float32  # a rounded one shifts a whole channel
     assert isinstance(twin.coarse[6].forward, InFloat32)
     assert twin.coarse[6].weight.dtype == torch.float32
     assert twin.coarse[1].weight.dtype == torch.float32  # statistics stay exact

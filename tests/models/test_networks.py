@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from robustbench_defenses.core.errors import UserError
 from robustbench_defenses.core.registry import entries, find
 from robustbench_defenses.core.view import Tapped, View
-from robustbench_defenses.engine.twin import ExactFirst, InFloat32, search_twin
+from robustbench_defenses.engine.layers import ExactFirst, InFloat32
+from robustbench_defenses.engine.twin import search_twin
 from robustbench_defenses.models.cnn6 import CNN6, CNN6Network
 from robustbench_defenses.models.lenet import LeNet
 from robustbench_defenses.models.resize import at_least
