@@ -31,7 +31,7 @@ VERSION = 3
 # from float32 is not used: the network does something that bf16 cannot follow.
 LARGEST_DEVIATION = 0.05
 # Images that copies are compared on.
-PROBE = 32
+PROBE = 16
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def _folded(plain: Twin, images: Tensor, exact: Tensor) -> nn.Module | None:
         given = images[:1].contiguous(memory_format=plain.layout)
         with _repeatable(plain.randomness, images), any_layout(plain.relaxed):
             count = fold(network, given)
-        found, _ = _asked(replace(plain, coarse=network, fine=network), images)
+        found, _ = _asked(replace(plain, coarse=network, fine=network), images[:4])
     except Exception:  # a foreign module may rely on its layers in any way it likes
         return None
     return network if count and _same(found, exact, 1e-3) else None

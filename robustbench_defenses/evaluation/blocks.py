@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..core.errors import OutOfTime, UserError
 from ..core.files import write_bytes, write_npz
+from ..core.stopping import StopRequest
 from ..engine.search import Outcome, Trace
 from ..engine.snapshot import State
 from . import members
@@ -64,13 +65,14 @@ def arrays(out: Outcome, seconds: float) -> dict[str, Any]:
 
 @dataclass
 class Keeper:
-    """Looks at a block between its steps: keeps a snapshot now and then, and when time is over.
+    """Looks at a block between its steps: keeps a snapshot now and then, and when work has to end.
 
     `spent`: seconds that earlier processes worked on the block; `share`: of the block that is done.
     """
 
     path: Path
     limit: TimeLimit | None = None
+    stop: StopRequest | None = None
     spent: float = 0.0
     share: float = 0.0
     _begun: float = field(default_factory=time.monotonic, init=False)
@@ -85,13 +87,17 @@ class Keeper:
         return self.spent + time.monotonic() - self._begun
 
     def __call__(self, take: Callable[[], State]) -> None:
-        """Keep what `take` gives if it is time for it; `OutOfTime` once all time is over."""
+        """Keep what `take` gives if it is time for it; `OutOfTime` once all time is over, after
+        Ctrl-C what that does."""
         over = self.limit is not None and self.limit.over
+        stopped = self.stop is not None and self.stop.asked
         now = time.monotonic()
-        if over or now >= self._next:
+        if over or stopped or now >= self._next:
             _write(self.path, take() | {"kept": self._about()})
             done = time.monotonic()
             self._next = done + max(KEEP_EVERY, (done - now) / LARGEST_SHARE)
+        if self.stop is not None:
+            self.stop.deliver()
         if over:
             raise OutOfTime("the time is over")
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..core.errors import OutOfTime
+from ..core.stopping import StopRequest
 from ..engine.clipped import by_distance, clipped
 from ..engine.ensemble import search_for
 from ..engine.guides import Pool
@@ -38,7 +39,8 @@ def run_blocks(
 ) -> list[dict[str, Any]]:
     """The outcome of every block; finished ones are kept in `folder` until the result is whole.
 
-    Over the time limit: `OutOfTime`, after a snapshot of the running block has been kept.
+    Over the time limit: `OutOfTime`; after Ctrl-C `KeyboardInterrupt`: where our engine works,
+    both once a snapshot of the running block has been kept.
     """
     view = subject.view(settings.view)
     twin = search_twin(
@@ -53,14 +55,21 @@ def run_blocks(
             if pieces and settings.limit is not None and settings.limit.over:
                 raise OutOfTime("the time is over")
             block = _block(examples, question, settings, start)
-            piece = _run(subject, question, settings, twin, block, start, folder)
-            if total > blocks.BLOCK_SIZE:
-                blocks.keep(folder, start, piece)
+            with StopRequest(active=_in_steps(question, settings)) as stop:
+                piece = _run(subject, question, settings, twin, block, start, folder, stop)
+                if total > blocks.BLOCK_SIZE or stop.asked:
+                    blocks.keep(folder, start, piece)
+                stop.deliver()
         pieces.append(piece)
         standing = sum(int(np.isinf(one["distance"]).sum()) for one in pieces)
         progress.update(start + blocks.size(start, total), f"{standing} standing")
     progress.finish(f"{standing} of {total} standing")
     return pieces
+
+
+def _in_steps(question: AttackQuestion, settings: Settings) -> bool:
+    """Our engine searches, and a keeper sees every step of it."""
+    return settings.source is None and question.call is None
 
 
 def transfer_source(source: Subject, block: Block, precision: str, features: bool) -> Source:
@@ -97,12 +106,11 @@ def _run(
     block: Block,
     start: int,
     folder: Path,
+    stop: StopRequest,
 ) -> dict[str, Any]:
     """The outcome of one block, from its snapshot on where there is one."""
-    keeper = blocks.Keeper(blocks.snapshot_path(folder, start), settings.limit)
-    count = len(block.labels)
-
-    stepped = settings.source is None and question.call is None  # the keeper sees every step
+    keeper = blocks.Keeper(blocks.snapshot_path(folder, start), settings.limit, stop)
+    count, stepped = len(block.labels), _in_steps(question, settings)
 
     def report(broken: int, share: float) -> None:
         keeper.share = share

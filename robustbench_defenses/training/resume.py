@@ -11,12 +11,9 @@ import dataclasses
 import json
 import os
 import shutil
-import signal
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -163,30 +160,3 @@ def alone(folder: Path, progress: Progress) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-class StopRequest:
-    """Ctrl-C (or SIGTERM) as a request: training ends after its current step and saves.
-
-    A second Ctrl-C stops at once, with what was saved before. Outside the main thread signals
-    cannot be caught and stay as they are.
-    """
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: dict[int, Any] = {}
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

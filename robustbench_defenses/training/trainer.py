@@ -23,10 +23,11 @@ from ..core import rng
 from ..core.device import Machine
 from ..core.errors import Interrupted, UserError
 from ..core.progress import Progress
+from ..core.stopping import StopRequest
 from ..data.loader import Loader
 from ..defenses.base import Batch, Defense, Parts, Phase, Setup, Terms
 from . import log, resume, weights
-from .resume import Standing, StopRequest
+from .resume import Standing
 from .runs import Run, RunInfo
 from .validation import overfitting, validate
 

@@ -124,13 +124,58 @@ def test_ctrl_c_of_the_real_command(place: Path, events: list[str]) -> None:
     assert "Traceback" not in said
     *_, last = said.splitlines()
     assert last.startswith("interrupted: pgd_linf on net.py:build, ")
-    assert last.endswith("of 2,400 examples are kept; the same command goes on")
-    kept = int(last.split("build, ")[1].split(" of ")[0].replace(",", ""))
-    assert kept in (1000, 2000)
+    assert last.endswith("% of the work is kept; the same command goes on")
+    kept = float(last.split("build, ")[1].split(" %")[0]) / 100
+    assert kept > 0.4  # more than the first of three blocks
     (again,) = killed(place, "stopped:")["stopped"]
-    done = events.index(f"after {kept - 1000}.npz")
-    assert again["events"].count("question") == events[done:].count("question")
+    left = again["events"].count("question") / events.count("question")
+    assert left == pytest.approx(1 - kept, abs=0.1)
     same(place / "stopped", place / "whole")
+
+
+def steps_and_stop(at: int, presses: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Ctrl-C `presses` times in the step of this number; returns how many steps were made."""
+    step, made = Search._step, [0]
+
+    def pressed(self: Search, *given: Any) -> Any:
+        made[0] += 1
+        for _ in range(presses if made[0] == at else 0):
+            signal.raise_signal(signal.SIGINT)
+        return step(self, *given)
+
+    monkeypatch.setattr(Search, "_step", pressed)
+    return made
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c_keeps_every_step_and_twice_stops_at_once(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], presses: int
+) -> None:
+    one = [*EVAL, "-n", "500", "--batch-size", "100"]
+    with monkeypatch.context() as patch:
+        made = steps_and_stop(0, 0, patch)
+        assert main([*one, "--results", "whole"]) == 0
+    whole = made[0]
+    assert whole > 8
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    for at in (1, whole // 2, whole):
+        name = f"at-{at}"
+        with monkeypatch.context() as patch:
+            made = steps_and_stop(at, presses, patch)
+            capsys.readouterr()
+            assert main([*one, "--results", name]) == 130
+        said = capsys.readouterr().err
+        assert made == [at]
+        if presses == 1:
+            assert "of the work is kept; the same command goes on" in said
+        else:
+            assert "the same command begins it again" in said
+        with monkeypatch.context() as patch:
+            made = steps_and_stop(0, 0, patch)
+            assert main([*one, "--results", name]) == 0
+        assert made == [whole - at if presses == 1 else whole]
+        same(small / name, small / "whole")
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
 @pytest.fixture
