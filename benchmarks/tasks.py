@@ -30,7 +30,8 @@ class Task:
     length of a step in pixel units, `share`: the same as a share of eps; `settings` of ours beside
     these; `minimum`: the nearest point is wanted and norms are compared; `sweep`: over `GRID`;
     `capped`: a minimum-norm attack that is asked about one budget; `slow`: on fewer images in a
-    comparison of strength; `method`: what the peers call it where that is not the task's name.
+    comparison of strength; `method`: what the peers call it where that is not the task's name;
+    `peer_steps`: of the peers, where they need another number to come as near as ours.
     """
 
     ours: str
@@ -44,11 +45,12 @@ class Task:
     capped: bool = False
     slow: bool = False
     method: str = ""
+    peer_steps: int | None = None
 
     def ask(self, dataset: str, eps: float, batch: int, seed: int) -> Ask:
         """The task as the peers are asked; `eps` is nan where the nearest point is wanted."""
         return Ask(
-            self.norm, eps, self.steps or 100, self.step_length(dataset, eps) or 0.0,
+            self.norm, eps, self.peer_steps or self.steps or 100, self.step_length(dataset, eps) or 0.0,
             searches=self.settings.get("search_steps", 9),
             queries=self.settings.get("n_queries", 5000), batch=batch, seed=seed,
         )  # fmt: skip
@@ -103,6 +105,9 @@ TASKS = {
     "deepfool_linf": Task("deepfool_linf", "linf", 50, minimum=True),
     "cw": Task("cw", "l2", step=0.01, settings={"search_steps": 9}, minimum=True, slow=True),
     "boundary": Task("boundary", "l2", 1000, minimum=True, slow=True),
+    "boundary_near": Task(
+        "boundary", "l2", 250, minimum=True, slow=True, method="boundary", peer_steps=1000
+    ),
 }
 
 # Whose numbers count as the reference of a fixed budget: the authors' own code before the others.
