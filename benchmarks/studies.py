@@ -28,7 +28,7 @@ def strength(
     asked = []
     for name in names or TASKS:
         task = TASKS[name]
-        if task.sweep or ours.missing(task.ours):
+        if task.sweep or task.peer_steps or ours.missing(task.ours):
             continue
         if not any((task.method or name) in peer.attacks for peer in peers):
             continue

@@ -49,8 +49,9 @@ class Task:
 
     def ask(self, dataset: str, eps: float, batch: int, seed: int) -> Ask:
         """The task as the peers are asked; `eps` is nan where the nearest point is wanted."""
+        steps = self.peer_steps or self.steps or 100
         return Ask(
-            self.norm, eps, self.peer_steps or self.steps or 100, self.step_length(dataset, eps) or 0.0,
+            self.norm, eps, steps, self.step_length(dataset, eps) or 0.0,
             searches=self.settings.get("search_steps", 9),
             queries=self.settings.get("n_queries", 5000), batch=batch, seed=seed,
         )  # fmt: skip
