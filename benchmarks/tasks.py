@@ -107,7 +107,14 @@ TASKS = {
     "cw": Task("cw", "l2", step=0.01, settings={"search_steps": 9}, minimum=True, slow=True),
     "boundary": Task("boundary", "l2", 1000, minimum=True, slow=True),
     "boundary_near": Task(
-        "boundary", "l2", 250, minimum=True, slow=True, method="boundary", peer_steps=1000
+        "boundary",
+        "l2",
+        250,
+        settings={"init": "images"},
+        minimum=True,
+        slow=True,
+        method="boundary",
+        peer_steps=1000,
     ),
 }
 
