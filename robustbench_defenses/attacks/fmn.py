@@ -29,7 +29,7 @@ from ..engine.protocol import Answer, Query, Rows
 
 CARD = {
     "object": "FMN",
-    "version": 2,
+    "version": 3,
     "source": "Pintor et al. 2021, algorithm 1",
     "variants": {
         "fmn_linf": {"set": {"norm": "linf"}, "summary": "FMN for the Linf norm"},
@@ -77,12 +77,16 @@ FIRST_STEPS = {"linf": (10.0, 10.0), "l2": (1.0, 1.0), "l1": (3.0, 1.0)}
 ORDER = {"linf": math.inf, "l2": 2.0, "l1": 1.0}
 
 
+# Images whose margin is below this share of the logit range are near a boundary.
+CLOSE = 0.02
+
+
 @dataclass
 class State:
     """`points` (B, C, H, W); `radius` (B,) of the ball; `shortest` (B,): norm of the shortest
     adversarial perturbation so far (inf: none); `found` (B,) bool: there was one; `longest` (B,):
     norm of the longest perturbation in the box; `done` (B,) int64 steps made; `doubted` (B,) bool:
-    the verdict has refused a success, to be asked in float32."""
+    the image is near a boundary, or the verdict has refused a success; to be asked in float32."""
 
     points: Tensor
     radius: Tensor
@@ -118,7 +122,8 @@ class FMN:
 
     def fine(self, state: State, rows: Rows) -> Tensor:
         """Rows in doubt: a twin may misclassify the image itself and all around it, and the ball
-        closes in vain (measured: 43 of the 100 bright digits nearest to a boundary were lost)."""
+        closes in vain (measured: 43 of the 100 bright digits nearest to a boundary were lost), or
+        its boundary lies many times as far away as the subject's (up to 23 times)."""
         return state.doubted
 
     def tell(self, state: State, rows: Rows, answer: Answer) -> State:
@@ -144,6 +149,8 @@ class FMN:
         radius = torch.where(found, inside, (1 + change) * outside)
         radius = radius.nan_to_num(nan=torch.inf, posinf=torch.inf)
         radius = torch.minimum(radius, state.longest)
+        spread = answer.logits.amax(1) - answer.logits.amin(1)
+        near = (state.done == 0) & (answer.loss.abs() < CLOSE * spread)
         size = gradient.flatten(1).norm(dim=1).clamp_min(1e-12)
         moved = torch.addcmul(state.points, gradient, per_row(rate / size, gradient))
         return replace(
@@ -153,6 +160,7 @@ class FMN:
             shortest=shortest,
             found=state.found | found,
             done=state.done + 1,
+            doubted=state.doubted | near,
         )
 
     def settle(self, state: State, rows: Rows, refused: Tensor) -> State:
